@@ -1,0 +1,73 @@
+"""Non-negative matrix factorization of chunked arrays larger than memory, one read per sweep.
+
+>>> import dask_nmf, numpy as np
+>>> result = dask_nmf.factorize(np.outer([1.0, 2, 3], [4.0, 5]), rank=1)
+>>> result.status.name
+'EXACT'
+"""
+
+import logging
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dask_nmf import oracle
+    from dask_nmf.driver import factorize
+    from dask_nmf.init import NNDSVD, Random
+    from dask_nmf.output import open_result
+    from dask_nmf.result import Result
+    from dask_nmf.solvers import HALS, MU
+    from dask_nmf.stopping import Status
+    from dask_nmf.stream import update_H, update_W
+    from dask_nmf.types import ConvergenceWarning, SweepRecord
+
+__version__ = "0.1.0"
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())
+
+# Imported on first use: dask.array alone takes seconds, which an ETL scheduler that only parses
+# the calling script should not pay.
+_HOME = {
+    "ConvergenceWarning": "types",
+    "HALS": "solvers",
+    "MU": "solvers",
+    "NNDSVD": "init",
+    "Random": "init",
+    "Result": "result",
+    "Status": "stopping",
+    "SweepRecord": "types",
+    "factorize": "driver",
+    "open_result": "output",
+    "oracle": "oracle",
+    "update_H": "stream",
+    "update_W": "stream",
+}
+
+__all__ = [
+    "HALS",
+    "MU",
+    "NNDSVD",
+    "ConvergenceWarning",
+    "Random",
+    "Result",
+    "Status",
+    "SweepRecord",
+    "factorize",
+    "open_result",
+    "oracle",
+    "update_H",
+    "update_W",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = import_module(f"{__name__}.{_HOME[name]}")
+    value = module if name == _HOME[name] == "oracle" else getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,52 @@
+"""What is minimized, and its value from the products of a pass."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dask_nmf.types import Array, Products, Sums
+
+
+@dataclass(frozen=True)
+class Frobenius:
+    """||V - W @ H||^2, reported as the relative error ||V - W @ H|| / ||V||."""
+
+    def error(self, sums: Sums, products: Products, H_old: Array, H: Array) -> float:
+        """The relative error of the new W and H, from the products of the pass made at H_old.
+
+        Without the residual it is the trace form ||V||^2 - 2 <W'V, H> + <W'W, H H'>, whose terms
+        cancel in a close fit. With R = V - W H_old taken block by block, and D = H - H_old,
+        ||V - W H||^2 = ||R||^2 - 2 <W'R, D> + <W'W, D D'> does not: all its terms are small.
+        """
+        if products.WtR is not None and products.residual is not None:
+            start, cross, D = products.residual, products.WtR, _float64(H) - _float64(H_old)
+        else:
+            start, cross, D = sums.squares, products.WtV, _float64(H)
+        squared = start - 2 * np.vdot(cross, D) + np.vdot(products.WtW, D @ D.T)
+        return relative(float(squared), sums)
+
+
+def relative(squared_residual: float, sums: Sums) -> float:
+    """sqrt(squared_residual) / ||V||, and 0 for V = 0 (W and H are zero then)."""
+    return float(np.sqrt(max(squared_residual, 0.0) / sums.squares)) if sums.squares else 0.0
+
+
+def cancellation(dtype: np.dtype[np.floating]) -> float:
+    """The relative error below which the trace form is not right to four digits in this dtype."""
+    return 0.05 if dtype == np.float32 else 1e-5
+
+
+def _float64(x: Array) -> Array:
+    return x.astype(np.float64, copy=False)
+
+
+_BY_NAME = {"frobenius": Frobenius()}
+
+
+def make_loss(loss: str | Frobenius) -> Frobenius:
+    """The loss of that name, or the one given."""
+    if isinstance(loss, Frobenius):
+        return loss
+    if loss not in _BY_NAME:
+        raise ValueError(f"loss must be 'frobenius', the only one yet, got {loss!r}")
+    return _BY_NAME[loss]

@@ -1,0 +1,196 @@
+"""The results group: W, H and the history as zarr arrays that xarray opens as they are."""
+
+import os
+import warnings
+from dataclasses import dataclass, fields, replace
+from importlib.metadata import version
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import zarr
+from zarr.codecs import Crc32cCodec
+
+from dask_nmf.blocks import even
+from dask_nmf.io import check_reachable, open_matrix
+from dask_nmf.result import Result
+from dask_nmf.stopping import Status
+from dask_nmf.types import DaskArray, SweepRecord
+
+_KEY = "dask_nmf"  # the attribute that marks a group as ours; its "state" is written last
+_CHUNK_BYTES = 2**24
+_HISTORY = tuple(field.name for field in fields(SweepRecord) if field.name != "sweep")
+
+
+@dataclass(frozen=True)
+class Output:
+    """A writable zarr group for one result."""
+
+    group: Any
+    uri: str
+
+    def write(self, result: Result) -> Result:
+        """Write the result, its attributes last; what comes back reads W from the group."""
+        self.group.update_attributes({_KEY: {"state": "writing"}})
+        for name in list(self.group.array_keys()):
+            del self.group[name]
+        W = _write_W(self.group, result.W)
+        H = _create(self.group, "H", result.H.shape, result.H.dtype, ("component", "column"))
+        H[:] = result.H
+        for name in _HISTORY:
+            column = np.array([getattr(record, name) for record in result.history])
+            _create(self.group, name, column.shape, column.dtype, ("pass",))[:] = column
+        result = replace(result, W=_lazy(W), out=self.uri)
+        self.group.update_attributes({_KEY: _attributes(result)})
+        _consolidate(self.group)
+        return result
+
+
+def open_output(out: Any, V_uri: str, overwrite: bool, remote: bool) -> Output:
+    """The group at `out`, made if there is none; nothing in it is changed yet.
+
+    Raises
+    ------
+    FileExistsError
+        If `out` holds a finished result and not `overwrite`, or anything that is not ours.
+    ValueError, OSError
+        If `out` is V, cannot be written, or cannot be reached by the workers.
+    """
+    if not isinstance(out, (str, os.PathLike, zarr.Group)):
+        raise TypeError(f"out must be a path, a URL or a zarr group, got {type(out).__name__}")
+    group = _find(out)
+    if group is not None:
+        _check_replaceable(group, overwrite)
+    try:
+        if group is None:
+            zarr.create_group(out, zarr_format=3)
+        # Not by the consolidated metadata: what is written next would not be in it.
+        where = (out.store, out.path) if isinstance(out, zarr.Group) else (out, None)
+        group = zarr.open_group(where[0], path=where[1], mode="r+", use_consolidated=False)
+        uri = str(group.store_path)
+        if V_uri == uri or V_uri.startswith(uri + "/") or uri.startswith(V_uri + "/"):
+            raise ValueError(f"out must lie apart from V, got {uri} for V in {V_uri}")
+        check_reachable("out", group.store, remote)
+        state = group.attrs.get(_KEY) or {"state": "running"}
+        group.update_attributes({_KEY: state})  # can it be written? Better known before the work
+    except OSError as error:
+        raise type(error)(f"out: cannot write to {out}: {error}") from error
+    return Output(group, uri)
+
+
+def open_result(out: Any) -> Result:
+    """The finished result in the group at `out`: a path, a URL or a zarr group.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no result there.
+    ValueError
+        If the run that began there has not finished.
+    """
+    group: Any = _find(out)
+    if group is None or _KEY not in group.attrs:
+        raise FileNotFoundError(f"there is no dask_nmf result at {out}")
+    saved: Any = group.attrs[_KEY]
+    if saved["state"] != "finished":
+        raise ValueError(f"the run that began at {out} has not finished: call factorize again")
+    columns = [group[name][:].tolist() for name in _HISTORY]
+    history = tuple(
+        SweepRecord(sweep, **dict(zip(_HISTORY, row, strict=True)))
+        for sweep, row in enumerate(zip(*columns, strict=True), start=1)
+    )
+    return Result(
+        W=_lazy(group["W"]),
+        H=group["H"][:],
+        history=history,
+        status=Status[saved["status"]],
+        parameters=saved["parameters"],
+        dead=saved["dead_components"],
+        out=str(group.store_path),
+    )
+
+
+# ------------------------------------------------------------------------------------ finding
+def _find(out: Any) -> Any:
+    """The group at `out`, None if there is nothing; refuses anything else."""
+    if isinstance(out, zarr.Group):
+        return out
+    path = os.fspath(out)
+    try:
+        found = zarr.open(path, mode="r")
+    except FileNotFoundError:
+        if os.path.isfile(path) or (os.path.isdir(path) and os.listdir(path)):
+            raise FileExistsError(
+                f"out: {path!r} holds files that are not a zarr group: choose another path"
+            ) from None
+        return None
+    except NotADirectoryError as error:
+        raise NotADirectoryError(f"out: cannot write to {path!r}: {error}") from error
+    if not isinstance(found, zarr.Group):
+        raise FileExistsError(f"out: {path!r} is a zarr array, not a group: choose another path")
+    return found
+
+
+def _check_replaceable(group: Any, overwrite: bool) -> None:
+    saved = group.attrs.get(_KEY)
+    if saved is None:
+        if any(True for _ in group) or len(group.attrs):
+            raise FileExistsError(
+                f"out: {group.store_path} holds something that dask_nmf did not write: choose "
+                "another place, or delete it yourself"
+            )
+    elif saved["state"] == "finished" and not overwrite:
+        raise FileExistsError(
+            f"out: {group.store_path} holds a finished result (error {saved['error']:.6g}): pass "
+            "overwrite=True to replace it, or read it with dask_nmf.open_result"
+        )
+
+
+# ------------------------------------------------------------------------------------ writing
+def _create(group: Any, name: str, shape: Any, dtype: Any, dims: Any, chunks: Any = None) -> Any:
+    return group.create_array(
+        name,
+        shape=shape,
+        dtype=dtype,
+        chunks=chunks or shape,
+        dimension_names=dims,
+        compressors=[Crc32cCodec()],  # factors hardly compress; a flipped bit must be noticed
+        config={"write_empty_chunks": True},  # an absent chunk is damage, not zeros
+    )
+
+
+def _write_W(group: Any, W: DaskArray) -> Any:
+    """W in chunks of up to 16 MiB: whole row blocks where they are even."""
+    m, k = W.shape
+    most = max(1, _CHUNK_BYTES // (k * W.dtype.itemsize))
+    block = W.chunks[0][0]
+    regular = W.chunks[0] == even(m, block)
+    rows = max(1, most // block) * block if regular and block <= most else most
+    array = _create(group, "W", (m, k), W.dtype, ("row", "component"), (min(rows, m), k))
+    W = W.rechunk((even(m, array.chunks[0]), (k,)))
+    da.store(W, array, lock=False)  # one task per chunk of the array: no two write the same one
+    return array
+
+
+def _lazy(W: Any) -> DaskArray:
+    matrix = open_matrix(W)
+    return matrix.blocks(even(W.shape[0], W.chunks[0]))
+
+
+def _consolidate(group: Any) -> None:
+    """One metadata document: xarray warns without, and remote opens are then one request."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Consolidated metadata", category=UserWarning)
+        zarr.consolidate_metadata(group.store, path=group.path)
+
+
+def _attributes(result: Result) -> dict[str, Any]:
+    return {
+        "state": "finished",
+        "version": version("dask_nmf"),
+        "status": result.status.name,
+        "why": result.status.value,
+        "error": result.error,
+        "dead_components": result.dead,
+        "parameters": result.parameters,
+    }

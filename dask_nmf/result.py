@@ -1,0 +1,68 @@
+"""What a run returns."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from dask_nmf.stopping import Status
+from dask_nmf.types import Array, DaskArray, SweepRecord
+
+
+@dataclass(frozen=True)
+class Result:
+    """The factors and how they were found.
+
+    Attributes
+    ----------
+    W : (m, k) dask array
+        Lazy: over the zarr array in `out`, or the blocks in the workers' memory.
+    H : (k, n) numpy array
+    history : tuple of SweepRecord
+        One per sweep.
+    status : Status
+        Why the run stopped; ``status.value`` is the sentence.
+    parameters : dict
+        The arguments as they were understood, JSON types.
+    dead : int
+        Components that ended as zero: the rank in use is this much smaller.
+    out : str or None
+        Where the results lie.
+    """
+
+    W: DaskArray
+    H: Array
+    history: tuple[SweepRecord, ...]
+    status: Status
+    parameters: dict[str, Any]
+    dead: int = 0
+    out: str | None = None
+
+    @property
+    def error(self) -> float:
+        """||V - W @ H|| / ||V||."""
+        return self.history[-1].error
+
+    def summary(self) -> dict[str, Any]:
+        """The outcome as a flat dict of JSON types, for logs and orchestrators."""
+        last = self.history[-1]
+        return {
+            "status": self.status.name.lower(),
+            "why": self.status.value,
+            "converged": self.status.converged,
+            "error": last.error,
+            "sweeps": last.sweep,
+            "passes": last.passes,
+            "seconds": last.seconds,
+            "bytes_read": last.bytes_read,
+            "dead_components": self.dead,
+            "out": self.out,
+            "rows": self.parameters["shape"][0],
+            "columns": self.parameters["shape"][1],
+            **{k: v for k, v in self.parameters.items() if k != "shape"},
+        }
+
+    def __repr__(self) -> str:
+        m, n = self.parameters["shape"]
+        return (
+            f"<Result: V ({m}, {n}) = W @ H, rank {len(self.H)}, error {self.error:.6g} after "
+            f"{len(self.history)} sweeps ({self.history[-1].passes} passes); {self.status.value}>"
+        )

@@ -1,0 +1,69 @@
+"""Which dask scheduler is active, and what a worker process of it has. Starts nothing."""
+
+import sys
+from dataclasses import dataclass
+
+import dask
+from dask.base import get_scheduler
+from dask.system import CPU_COUNT
+
+
+@dataclass(frozen=True)
+class Scheduler:
+    """processes and threads per process that will run tasks; remote: not all in this process."""
+
+    name: str
+    processes: int
+    threads: int
+    remote: bool
+
+
+def active_scheduler() -> Scheduler:
+    """The scheduler that ``dask.compute`` would use here and now.
+
+    Raises
+    ------
+    RuntimeError
+        Under an asynchronous Client, without workers, or with dask's array query planning on.
+    """
+    if dask.config.get("array.query-planning", None):
+        raise RuntimeError(
+            "dask_nmf does not support dask's array query planning: set "
+            "dask.config.set({'array.query-planning': False}) before dask.array is imported"
+        )
+    get = get_scheduler()
+    client = getattr(get, "__self__", None)
+    if client is not None and "distributed" in sys.modules:
+        return _of_client(client)
+    name = getattr(get, "__module__", "dask.threaded") if get is not None else "dask.threaded"
+    workers = dask.config.get("num_workers", None) or CPU_COUNT
+    pool = dask.config.get("pool", None)
+    workers = getattr(pool, "_max_workers", None) or workers
+    if name == "dask.threaded":
+        return Scheduler("threads", 1, workers, remote=False)
+    if name == "dask.multiprocessing":
+        raise RuntimeError(
+            "dask's multiprocessing scheduler keeps no results in its workers: use threads, or "
+            "distributed.Client() for processes"
+        )
+    return Scheduler("synchronous", 1, 1, remote=False)
+
+
+def _of_client(client: object) -> Scheduler:
+    from distributed import Client, LocalCluster
+
+    if not isinstance(client, Client):
+        raise RuntimeError(f"unknown scheduler {client!r}: use threads or a distributed.Client")
+    if client.asynchronous:
+        raise RuntimeError(
+            "the active distributed.Client is asynchronous: call factorize under a synchronous "
+            "one, or from a thread (asyncio.to_thread)"
+        )
+    threads = client.nthreads()
+    if not threads:
+        raise RuntimeError(
+            f"the cluster at {client.scheduler.address} has no workers: start some, or wait for "
+            "them with client.wait_for_workers(1)"
+        )
+    in_process = isinstance(client.cluster, LocalCluster) and not client.cluster.processes
+    return Scheduler(client.scheduler.address, len(threads), max(threads.values()), not in_process)

@@ -1,0 +1,117 @@
+"""The half-steps: improve one factor while the other is fixed.
+
+A solver is frozen hyper-parameters and a pure function ``improve(F, numer, gram)`` on small
+arrays. It serves W as ``improve(W, V @ H.T, H @ H.T)`` and H, transposed, as
+``improve(H.T, V.T @ W, W.T @ W)``; inner sweeps cost no read of V. Solvers know neither dask nor
+zarr, and compute in float64 whatever the data: with float32 sums the fit of ill-conditioned
+data stalls early (measured: 0.1 % above the float64 limit on hyperspectral data).
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from dask_nmf.types import Array
+
+_TINY = np.finfo(np.float64).tiny
+
+
+class Solver(Protocol):
+    """What the engine asks of a solver."""
+
+    @property
+    def inner(self) -> int: ...
+
+    def improve(self, F: Array, numer: Array, gram: Array) -> Array: ...
+
+
+def _check_inner(inner: int) -> None:
+    if isinstance(inner, bool) or not isinstance(inner, int) or inner < 1:
+        raise ValueError(f"inner must be an int >= 1 (sweeps per half-step), got {inner!r}")
+
+
+@dataclass(frozen=True)
+class MU:
+    """Multiplicative updates: F * numer / (F @ gram), never rising, never leaving zero.
+
+    Parameters
+    ----------
+    inner : int
+        How often each half-step is repeated on the same products.
+
+    Notes
+    -----
+    Cost per half-step: 2 b k^2 flops per inner sweep for b rows, no read of V.
+    Source: Lee and Seung 2001, equation 4; inner sweeps: Gillis and Glineur 2012, section 3.
+    """
+
+    inner: int = 1
+
+    def __post_init__(self) -> None:
+        _check_inner(self.inner)
+
+    def improve(self, F: Array, numer: Array, gram: Array) -> Array:
+        """F (b, k) after the inner sweeps; numer (b, k), gram (k, k)."""
+        F = F.astype(np.float64)
+        numer = numer.astype(np.float64)
+        for _ in range(self.inner):
+            # A zero denominator has a zero numerator: the floor makes 0 / 0 a zero.
+            F = F * numer / np.maximum(F @ gram, _TINY)
+        return F
+
+
+@dataclass(frozen=True)
+class HALS:
+    """Hierarchical alternating least squares: each column of F set to its exact optimum in turn.
+
+    F_j = max(0, F_j + (numer_j - F @ gram_j) / gram_jj). A column whose gram_jj is 0 is left as
+    it is: its partner in the other factor is zero, and it may revive that one.
+
+    Parameters
+    ----------
+    inner : int
+        Sweeps over the columns per half-step. More than about 10 rarely pay.
+
+    Notes
+    -----
+    Cost per half-step: 2 b k^2 flops per inner sweep for b rows, no read of V.
+    Source: Cichocki, Zdunek and Amari 2007; Gillis and Glineur 2012, equation 4.
+    """
+
+    inner: int = 5
+
+    def __post_init__(self) -> None:
+        _check_inner(self.inner)
+
+    def improve(self, F: Array, numer: Array, gram: Array) -> Array:
+        """F (b, k) after the inner sweeps; numer (b, k), gram (k, k)."""
+        # Transposed copies: a column of F is then contiguous.
+        Ft = np.array(F.T, dtype=np.float64, order="C")
+        numer_t = np.array(numer.T, dtype=np.float64, order="C")
+        gram = np.asarray(gram, dtype=np.float64)
+        live = np.flatnonzero(np.diag(gram) > 0)
+        for _ in range(self.inner):
+            for j in live:
+                step = (numer_t[j] - gram[j] @ Ft) / gram[j, j]
+                np.maximum(0.0, Ft[j] + step, out=Ft[j])
+        return np.ascontiguousarray(Ft.T)
+
+
+_BY_NAME: dict[str, Solver] = {"auto": HALS(), "hals": HALS(), "mu": MU()}
+
+
+def make_solver(solver: str | Solver) -> Solver:
+    """The solver of that name, or the one given."""
+    if isinstance(solver, str):
+        if solver not in _BY_NAME:
+            raise ValueError(
+                f"solver must be one of {sorted(_BY_NAME)} or an object such as "
+                f"dask_nmf.HALS(inner=5), got {solver!r}"
+            )
+        return _BY_NAME[solver]
+    if not callable(getattr(solver, "improve", None)) or isinstance(solver, type):
+        raise TypeError(
+            f"solver must be a name or an object with improve(F, numer, gram), got {solver!r}"
+        )
+    return solver

@@ -1,0 +1,344 @@
+"""The pass: V's row blocks go by once, and serve both half-steps.
+
+The only builder of dask graphs over V. The half-steps are matrix products of dask arrays,
+
+    W = W * (V @ H.T) / (W @ (H @ H.T))
+    H = H * (W.T @ V) / ((W.T @ W) @ H)
+
+and `sweep` asks for the products of both in one compute, so that dask reads each block once. A
+block is then held by at most three tasks in a row: V_b; W_b from V_b @ H.T; W_b.T @ V_b.
+"""
+
+from typing import Any
+
+import dask
+import dask.array as da
+import numpy as np
+
+from dask_nmf.blas import single_threaded
+from dask_nmf.solvers import MU, Solver
+from dask_nmf.types import AnyArray, Array, DaskArray, Products, Sums
+
+FAN_IN = 8
+"""Sums over blocks are trees of this width over the block index: the same bits on any cluster."""
+
+_SLAB_BYTES = 2**20  # float64 residuals are formed in slabs of rows of this size, to stay in cache
+
+
+# ------------------------------------------------------------------ products of dask arrays
+def matmul(A: AnyArray, B: AnyArray) -> AnyArray:
+    """A @ B, as dask array products if either is one.
+
+    Where A's columns (and B's rows) are split into blocks, the products of blocks are summed by a
+    tree of fixed shape in float64, which is then the dtype; otherwise it is that of A @ B.
+
+    Parameters
+    ----------
+    A, B : (i, j) and (j, k) numpy or dask arrays, any chunks
+
+    Returns
+    -------
+    (i, k) array; a dask array if A or B is one, lazy
+    """
+    if not (isinstance(A, da.Array) or isinstance(B, da.Array)):
+        return A @ B
+    _, (A, B) = da.core.unify_chunks(_to_dask(A), "ij", _to_dask(B), "jk")
+    dtype = np.result_type(A.dtype, B.dtype)
+    if A.numblocks[1] == 1:
+        return _blockwise(_product, "ik", A, "ij", B, "jk", token="nmf-product", dtype=dtype)
+    partial = _blockwise(
+        _partial_product,
+        "jik",
+        A,
+        "ij",
+        B,
+        "jk",
+        adjust_chunks={"j": 1},
+        token="nmf-partial",
+        dtype=dtype,
+    )
+    return _sum_blocks(partial)
+
+
+def gram(F: AnyArray) -> AnyArray:
+    """F.T @ F in float64, (k, k), for a tall (m, k) numpy or dask array."""
+    if not isinstance(F, da.Array):
+        return _gram_block(F)[0]
+    F = F.rechunk({1: -1})
+    k = F.shape[1]
+    partial = _blockwise(
+        _gram_block, "iab", F, "ik", adjust_chunks={"i": 1}, new_axes={"a": k, "b": k}
+    )
+    return _sum_blocks(partial)
+
+
+def update_W(V: AnyArray, W: AnyArray, H: AnyArray, solver: Solver | None = None) -> AnyArray:
+    """The half-step for W: W * (V @ H.T) / (W @ (H @ H.T)).
+
+    Parameters
+    ----------
+    V : (m, n) numpy or dask array, any 2-D chunks
+    W : (m, k) numpy or dask array
+    H : (k, n) numpy or dask array
+    solver : MU or HALS, optional
+        The multiplicative update when None.
+
+    Returns
+    -------
+    (m, k) array of W's dtype
+        A dask array if any input is one: lazy, with row blocks like V's.
+
+    Notes
+    -----
+    Cost: one pass over V when computed; m k numbers are made.
+    Source: Lee and Seung 2001, equation 4.
+
+    Examples
+    --------
+    >>> import dask.array as da
+    >>> V = da.random.default_rng(0).random((100, 40), chunks=(25, 20))
+    >>> W, H = np.ones((100, 3)), np.arange(1.0, 121).reshape(3, 40)
+    >>> update_W(V, W, H).chunks
+    ((25, 25, 25, 25), (3,))
+    """
+    _check_shapes(V, W, H)
+    return _improve(solver or MU(), W, matmul(V, H.T), gram(H.T))
+
+
+def update_H(V: AnyArray, W: AnyArray, H: AnyArray, solver: Solver | None = None) -> AnyArray:
+    """The half-step for H: H * (W.T @ V) / ((W.T @ W) @ H).
+
+    Parameters
+    ----------
+    V, W, H, solver : as for `update_W`
+
+    Returns
+    -------
+    (k, n) array of H's dtype
+        A dask array if any input is one: lazy.
+
+    Notes
+    -----
+    Cost: one pass over V when computed. `factorize` computes the products of both half-steps
+    together, in one pass.
+    Source: Lee and Seung 2001, equation 4.
+
+    Examples
+    --------
+    >>> V, W, H = np.full((4, 3), 2.0), np.ones((4, 1)), np.ones((1, 3))
+    >>> update_H(V, W, H)
+    array([[2., 2., 2.]])
+    """
+    _check_shapes(V, W, H)
+    return _improve(solver or MU(), H.T, matmul(W.T, V).T, gram(W)).T
+
+
+# --------------------------------------------------------------------------- passes over V
+def sweep(
+    V: DaskArray, W: DaskArray, H: Array, solver: Solver, *, residual: bool = False
+) -> tuple[DaskArray, Products]:
+    """One pass: the new W, kept in the workers' memory, and the products for H's half-step.
+
+    Parameters
+    ----------
+    V : (m, n) dask array, row blocks
+    W : (m, k) dask array, the same row blocks
+    H : (k, n) array
+    residual : bool
+        Take R = V - W @ H block by block too, with the new W: one more product in float64.
+
+    Notes
+    -----
+    Cost: one read of V. Per block and sweep 4 tasks and the share of two trees.
+    """
+    W = update_W(V, W, H, solver)
+    WtW = gram(W)
+    over_V = _residual_products(V, W, H) if residual else matmul(W.T, V)
+    W, over_V, WtW = dask.persist(W, over_V, WtW)  # one graph: each block of V is read once
+    over_V, WtW = dask.compute(over_V, WtW)
+    if not residual:
+        return W, Products(WtV=over_V, WtW=WtW)
+    WtR, squares = over_V[:-1], over_V[-1]
+    WtV = WtR + WtW @ H.astype(np.float64)
+    return W, Products(WtV=WtV, WtW=WtW, WtR=WtR, residual=float(squares.sum()))
+
+
+def squared_residual(V: DaskArray, W: DaskArray, H: Array) -> float:
+    """||V - W @ H||^2 in float64, block by block: one pass."""
+    (products,) = dask.compute(_residual_products(V, W, H))
+    return float(products[-1].sum())
+
+
+def first_pass(V: DaskArray) -> Sums:
+    """Check every entry of V, and sum: one pass.
+
+    Raises
+    ------
+    ValueError
+        At the first entry found that is NaN, infinite or negative, naming its place, or when
+        V's squares overflow.
+    """
+    rows = V.map_blocks(
+        _inspect, dtype=np.float64, chunks=(1, 4), meta=np.empty((0, 0)), token="nmf-inspect"
+    ).compute()
+    with np.errstate(over="ignore"):
+        total, squares = rows[:, 0].sum(), rows[:, 1].sum()
+    sums = Sums(float(total), float(squares), float(rows[:, 2].min()), float(rows[:, 3].max()))
+    _check_range(sums, V.dtype)
+    return sums
+
+
+def _check_range(sums: Sums, dtype: np.dtype[Any]) -> None:
+    """Refuse V so large or small that the products of the half-steps leave the dtype's range."""
+    info = np.finfo(dtype)
+    norm = np.sqrt(sums.squares)
+    low, high = float(info.tiny) ** 0.5, float(info.max) ** 0.5
+    if sums.squares and not (norm < high and sums.maximum > low):
+        raise ValueError(
+            f"V's norm is {norm:.3g} and its largest entry {sums.maximum:.3g}; products in {dtype} "
+            f"need a norm below {high:.1g} and an entry above {low:.1g}: multiply V by a constant "
+            "(the factors scale with it)"
+        )
+
+
+# ------------------------------------------------------------------- the tasks, on numpy blocks
+def _aligned(x: Array) -> Array:
+    """x, contiguous and aligned, copied only if it is not.
+
+    Arrays that travelled between workers may lie at odd addresses, for which BLAS takes another
+    path: the bits would depend on which worker ran the task.
+    """
+    return x if x.flags.forc and x.flags.aligned else x.copy(order="A")
+
+
+def _factor_dtype(F: AnyArray) -> np.dtype[Any]:
+    return np.result_type(F.dtype, np.float32)
+
+
+@single_threaded
+def _product(A: list[Array], B: list[Array]) -> Array:
+    (A_b,), (B_b,) = A, B  # dask hands a summed-over index as a list of blocks; here of one
+    product: Array = _aligned(A_b) @ _aligned(B_b)
+    return product
+
+
+@single_threaded
+def _partial_product(A: Array, B: Array) -> Array:
+    return (_aligned(A) @ _aligned(B))[np.newaxis]
+
+
+@single_threaded
+def _gram_block(F: Any) -> Any:
+    F = _aligned(F[0] if isinstance(F, list) else F).astype(np.float64, copy=False)
+    return (F.T @ F)[np.newaxis]
+
+
+@single_threaded
+def _improve_block(F: Array, numer: Array, gram: Any, solver: Solver) -> Array:
+    if isinstance(gram, list):
+        ((gram,),) = gram
+    F, numer, gram = _aligned(F), _aligned(numer), _aligned(gram)
+    improved: Array = solver.improve(F, numer, gram).astype(_factor_dtype(F), copy=False)
+    return improved
+
+
+@single_threaded
+def _residual_block(V_b: Array, W: list[Array], H: list[Array]) -> Array:
+    """W_b.T @ R over sums of R^2 by column, with R = V_b - W_b @ H: (1, k + 1, n), float64."""
+    (W_b,), (H_b,) = W, H
+    V_b, W_b, H_b = _aligned(V_b), _aligned(W_b), _aligned(H_b).astype(np.float64)
+    rows = max(1, _SLAB_BYTES // (8 * V_b.shape[1]))
+    out = np.zeros((1, H_b.shape[0] + 1, V_b.shape[1]))
+    for start in range(0, len(V_b), rows):
+        slab = slice(start, start + rows)
+        W_s = W_b[slab].astype(np.float64)
+        R = V_b[slab] - W_s @ H_b
+        out[0, :-1] += W_s.T @ R
+        out[0, -1] += np.einsum("ij,ij->j", R, R)
+    return out
+
+
+def _inspect(V_b: Array, block_info: Any = None) -> Array:
+    """[[sum, sum of squares, min, max]] of a block in float64; raises at a bad entry."""
+    low, high = V_b.min(), V_b.max()  # both are NaN if any entry is
+    if not (low >= 0 and np.isfinite(high)):
+        bad = ~(np.isfinite(V_b) & (V_b >= 0))
+        row, column = (int(i[0]) for i in np.nonzero(bad))
+        first_row = block_info[0]["array-location"][0][0] if block_info else 0
+        raise ValueError(
+            f"V must be finite and non-negative, but row {first_row + row}, column {column} "
+            f"holds {V_b[row, column]}: mask, clip or drop such entries before factoring"
+        )
+    rows = max(1, _SLAB_BYTES // (8 * V_b.shape[1]))
+    total = squares = 0.0
+    with np.errstate(over="ignore"):
+        for start in range(0, len(V_b), rows):
+            slab = V_b[start : start + rows].astype(np.float64)
+            total += float(slab.sum())
+            squares += float(np.einsum("ij,ij->", slab, slab))
+    return np.array([[total, squares, low, high]], dtype=np.float64)
+
+
+# ------------------------------------------------------------------------------ graph building
+def constant(x: Array) -> DaskArray:
+    """A small array as one block under a unique key, sent to each worker once."""
+    return da.from_array(x, chunks=x.shape, name=False)
+
+
+def _to_dask(x: AnyArray) -> DaskArray:
+    return x if isinstance(x, da.Array) else constant(x)
+
+
+def _blockwise(function: Any, out: str, *args: Any, dtype: Any = np.float64, **kwargs: Any) -> Any:
+    meta = np.empty((0,) * len(out), dtype=dtype)
+    return da.blockwise(function, out, *args, concatenate=False, meta=meta, **kwargs)
+
+
+def _sum_blocks(partial: DaskArray) -> DaskArray:
+    return partial.sum(axis=0, dtype=np.float64, split_every=FAN_IN)
+
+
+def _improve(solver: Solver, F: AnyArray, numer: AnyArray, gram: AnyArray) -> AnyArray:
+    if not any(isinstance(x, da.Array) for x in (F, numer, gram)):
+        return _improve_block(F, numer, gram, solver)
+    F, numer, gram = (_to_dask(x).rechunk({1: -1}) for x in (F, numer, gram))
+    gram = gram.rechunk(-1)
+    return _blockwise(
+        _improve_block,
+        "ik",
+        F,
+        "ik",
+        numer,
+        "ik",
+        gram,
+        "ab",
+        solver=solver,
+        dtype=_factor_dtype(F),
+        token="nmf-improve",
+    )
+
+
+def _residual_products(V: DaskArray, W: DaskArray, H: Array) -> DaskArray:
+    partial = _blockwise(
+        _residual_block,
+        "ian",
+        V,
+        "in",
+        W,
+        "ik",
+        constant(H),
+        "kn",
+        adjust_chunks={"i": 1},
+        new_axes={"a": len(H) + 1},
+        token="nmf-residual",
+    )
+    return _sum_blocks(partial)
+
+
+def _check_shapes(V: AnyArray, W: AnyArray, H: AnyArray) -> None:
+    shapes = V.shape, W.shape, H.shape
+    fits = all(len(s) == 2 for s in shapes) and W.shape == (V.shape[0], H.shape[0])
+    if not fits or H.shape[1] != V.shape[1]:
+        raise ValueError(
+            f"shapes must be V (m, n), W (m, k), H (k, n); got {V.shape}, {W.shape}, {H.shape}"
+        )

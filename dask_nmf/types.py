@@ -1,0 +1,106 @@
+"""Plain records that travel between the files, and the array aliases."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+"""A numpy array: a block of V or W, H, or a k x k product."""
+
+DaskArray = Any
+"""A dask array of numpy blocks (dask's own types are not checked)."""
+
+AnyArray = Any
+"""Either of the two: the half-steps take both."""
+
+
+class ConvergenceWarning(UserWarning):
+    """The budget was spent before the error settled."""
+
+
+@dataclass(frozen=True)
+class SweepRecord:
+    """What one sweep did: a row of `Result.history`, and what `callback` receives.
+
+    Attributes
+    ----------
+    sweep : int
+        Number of this sweep, from 1.
+    passes : int
+        Reads of V so far, with the first pass and the start's.
+    error : float
+        ||V - W H|| / ||V|| of the factors after this sweep.
+    seconds : float
+        Since the run began.
+    bytes_read : int
+        Decoded bytes of V read so far.
+    """
+
+    sweep: int
+    passes: int
+    error: float
+    seconds: float
+    bytes_read: int
+
+
+Callback = Callable[[SweepRecord], object]
+"""Called after each sweep; the run stops when it returns True."""
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What the first pass finds out about V; all in float64."""
+
+    total: float
+    squares: float
+    minimum: float
+    maximum: float
+
+
+@dataclass(frozen=True)
+class Products:
+    """What one pass sums over the row blocks for H's half-step; all in float64.
+
+    W is the new one, H the one the pass was made at.
+
+    Attributes
+    ----------
+    WtV : (k, n) array
+        W.T @ V.
+    WtW : (k, k) array
+        W.T @ W.
+    WtR, residual : (k, n) array and float, or None
+        W.T @ R and ||R||^2 with R = V - W @ H, when the pass was asked for them.
+    """
+
+    WtV: Array
+    WtW: Array
+    WtR: Array | None = None
+    residual: float | None = None
+
+
+@dataclass(frozen=True)
+class State:
+    """The factors between two passes.
+
+    W : dask array (m, k), row blocks like V's, in the workers' memory.
+    H : (k, n) array of the same dtype. dead : components that have become zero.
+    """
+
+    W: DaskArray
+    H: Array
+    passes: int
+    history: tuple[SweepRecord, ...] = ()
+    dead: int = 0
+
+    @property
+    def error(self) -> float:
+        return self.history[-1].error if self.history else float("inf")
+
+
+def working_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The dtype of W, H and of V's blocks: float32 stays float32, all else becomes float64."""
+    return np.dtype(np.float32 if dtype == np.float32 else np.float64)
