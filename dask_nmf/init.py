@@ -1,7 +1,7 @@
 """Starts: W0 and H0 from (seed, shape, rank) and at most a few passes, never from the chunks."""
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import dask
 import dask.array as da
@@ -66,7 +66,7 @@ class NormalRows:
 class Random:
     """sqrt(mean(V) / k) * |N(0, 1)|: scikit-learn's scale, so that W0 @ H0 is about V's size."""
 
-    passes: int = 0
+    passes: ClassVar[int] = 0
 
     def check(self, shape: tuple[int, int], rank: int) -> None:
         """Any shape and rank will do."""
@@ -186,7 +186,7 @@ class Given:
 
     W: Any
     H: Any
-    passes: int = 0
+    passes: ClassVar[int] = 0
 
     def check(self, shape: tuple[int, int], rank: int) -> None:
         for name, factor, wanted in (

@@ -29,8 +29,8 @@ _SLAB_BYTES = 2**20  # float64 residuals are formed in slabs of rows of this siz
 def matmul(A: AnyArray, B: AnyArray) -> AnyArray:
     """A @ B, as dask array products if either is one.
 
-    Where A's columns (and B's rows) are split into blocks, the products of blocks are summed by a
-    tree of fixed shape in float64, which is then the dtype; otherwise it is that of A @ B.
+    With B in one block each row block of A is multiplied by it, in the dtype of A @ B. Else the
+    products of blocks are summed by a tree of fixed shape in float64, which is then the dtype.
 
     Parameters
     ----------
@@ -42,34 +42,25 @@ def matmul(A: AnyArray, B: AnyArray) -> AnyArray:
     """
     if not (isinstance(A, da.Array) or isinstance(B, da.Array)):
         return A @ B
-    _, (A, B) = da.core.unify_chunks(_to_dask(A), "ij", _to_dask(B), "jk")
+    A, B = _to_dask(A), _to_dask(B)
     dtype = np.result_type(A.dtype, B.dtype)
-    if A.numblocks[1] == 1:
-        return _blockwise(_product, "ik", A, "ij", B, "jk", token="nmf-product", dtype=dtype)
-    partial = _blockwise(
-        _partial_product,
-        "jik",
-        A,
-        "ij",
-        B,
-        "jk",
-        adjust_chunks={"j": 1},
-        token="nmf-partial",
-        dtype=dtype,
+    if A.numblocks[1] == B.numblocks[0] == B.numblocks[1] == 1:
+        size = {"k": B.shape[1]}
+        return _blockwise(_product, "ik", A, "ik", _whole(B), None, dtype=dtype, adjust_chunks=size)
+    _, (A, B) = da.core.unify_chunks(A, "ij", B, "jk")
+    one = {"j": 1}
+    return _sum_blocks(
+        _blockwise(_partial_product, "jik", A, "ij", B, "jk", dtype=dtype, adjust_chunks=one)
     )
-    return _sum_blocks(partial)
 
 
 def gram(F: AnyArray) -> AnyArray:
     """F.T @ F in float64, (k, k), for a tall (m, k) numpy or dask array."""
     if not isinstance(F, da.Array):
-        return _gram_block(F)[0]
+        return _partial_gram(F)[0]
     F = F.rechunk({1: -1})
-    k = F.shape[1]
-    partial = _blockwise(
-        _gram_block, "iab", F, "ik", adjust_chunks={"i": 1}, new_axes={"a": k, "b": k}
-    )
-    return _sum_blocks(partial)
+    one, k = {"i": 1}, {"l": F.shape[1]}
+    return _sum_blocks(_blockwise(_partial_gram, "ikl", F, "ik", adjust_chunks=one, new_axes=k))
 
 
 def update_W(V: AnyArray, W: AnyArray, H: AnyArray, solver: Solver | None = None) -> AnyArray:
@@ -216,37 +207,32 @@ def _factor_dtype(F: AnyArray) -> np.dtype[Any]:
 
 
 @single_threaded
-def _product(A: list[Array], B: list[Array]) -> Array:
-    (A_b,), (B_b,) = A, B  # dask hands a summed-over index as a list of blocks; here of one
-    product: Array = _aligned(A_b) @ _aligned(B_b)
-    return product
+def _product(A: Array, B: Array) -> Any:
+    return _aligned(A) @ _aligned(B)
 
 
 @single_threaded
-def _partial_product(A: Array, B: Array) -> Array:
+def _partial_product(A: Array, B: Array) -> Any:
     return (_aligned(A) @ _aligned(B))[np.newaxis]
 
 
 @single_threaded
-def _gram_block(F: Any) -> Any:
-    F = _aligned(F[0] if isinstance(F, list) else F).astype(np.float64, copy=False)
+def _partial_gram(F: Array) -> Any:
+    F = _aligned(F).astype(np.float64, copy=False)
     return (F.T @ F)[np.newaxis]
 
 
 @single_threaded
-def _improve_block(F: Array, numer: Array, gram: Any, solver: Solver) -> Array:
-    if isinstance(gram, list):
-        ((gram,),) = gram
+def _improve_block(F: Array, numer: Array, gram: Array, solver: Solver) -> Array:
     F, numer, gram = _aligned(F), _aligned(numer), _aligned(gram)
     improved: Array = solver.improve(F, numer, gram).astype(_factor_dtype(F), copy=False)
     return improved
 
 
 @single_threaded
-def _residual_block(V_b: Array, W: list[Array], H: list[Array]) -> Array:
+def _partial_residual(V_b: Array, W_b: Array, H: Array) -> Array:
     """W_b.T @ R over sums of R^2 by column, with R = V_b - W_b @ H: (1, k + 1, n), float64."""
-    (W_b,), (H_b,) = W, H
-    V_b, W_b, H_b = _aligned(V_b), _aligned(W_b), _aligned(H_b).astype(np.float64)
+    V_b, W_b, H_b = _aligned(V_b), _aligned(W_b), _aligned(H).astype(np.float64)
     rows = max(1, _SLAB_BYTES // (8 * V_b.shape[1]))
     out = np.zeros((1, H_b.shape[0] + 1, V_b.shape[1]))
     for start in range(0, len(V_b), rows):
@@ -289,9 +275,15 @@ def _to_dask(x: AnyArray) -> DaskArray:
     return x if isinstance(x, da.Array) else constant(x)
 
 
+def _whole(x: AnyArray) -> Any:
+    """x in one piece beside the blocks: dask fuses tasks only if they sum over no index."""
+    return _to_dask(x).rechunk(-1).to_delayed(optimize_graph=False).item()
+
+
 def _blockwise(function: Any, out: str, *args: Any, dtype: Any = np.float64, **kwargs: Any) -> Any:
     meta = np.empty((0,) * len(out), dtype=dtype)
-    return da.blockwise(function, out, *args, concatenate=False, meta=meta, **kwargs)
+    token = f"nmf{function.__name__.replace('_', '-')}"  # the name of its tasks on a dashboard
+    return da.blockwise(function, out, *args, meta=meta, token=token, **kwargs)
 
 
 def _sum_blocks(partial: DaskArray) -> DaskArray:
@@ -301,38 +293,17 @@ def _sum_blocks(partial: DaskArray) -> DaskArray:
 def _improve(solver: Solver, F: AnyArray, numer: AnyArray, gram: AnyArray) -> AnyArray:
     if not any(isinstance(x, da.Array) for x in (F, numer, gram)):
         return _improve_block(F, numer, gram, solver)
-    F, numer, gram = (_to_dask(x).rechunk({1: -1}) for x in (F, numer, gram))
-    gram = gram.rechunk(-1)
-    return _blockwise(
-        _improve_block,
-        "ik",
-        F,
-        "ik",
-        numer,
-        "ik",
-        gram,
-        "ab",
-        solver=solver,
-        dtype=_factor_dtype(F),
-        token="nmf-improve",
-    )
+    F, numer = (_to_dask(x).rechunk({1: -1}) for x in (F, numer))
+    blocks, dtype = (F, "ik", numer, "ik"), _factor_dtype(F)
+    return _blockwise(_improve_block, "ik", *blocks, _whole(gram), None, solver, None, dtype=dtype)
 
 
 def _residual_products(V: DaskArray, W: DaskArray, H: Array) -> DaskArray:
-    partial = _blockwise(
-        _residual_block,
-        "ian",
-        V,
-        "in",
-        W,
-        "ik",
-        constant(H),
-        "kn",
-        adjust_chunks={"i": 1},
-        new_axes={"a": len(H) + 1},
-        token="nmf-residual",
+    """The sum over blocks of `_partial_residual`: (k + 1, n)."""
+    size = {"i": 1, "k": len(H) + 1}
+    return _sum_blocks(
+        _blockwise(_partial_residual, "ikn", V, "in", W, "ik", _whole(H), None, adjust_chunks=size)
     )
-    return _sum_blocks(partial)
 
 
 def _check_shapes(V: AnyArray, W: AnyArray, H: AnyArray) -> None:

@@ -1,0 +1,163 @@
+"""The command line: ``dask-nmf fit V.zarr out.zarr --rank 20``, ``dask-nmf show out.zarr``."""
+
+import argparse
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import dask
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from dask_nmf.driver import factorize
+from dask_nmf.output import open_result
+from dask_nmf.result import Result
+from dask_nmf.solvers import HALS, MU
+from dask_nmf.types import ConvergenceWarning, SweepRecord
+
+DONE, FAILURE, BAD_INPUT, NOT_CONVERGED = range(4)
+_BAD_INPUT = (
+    ValueError,
+    TypeError,
+    FileExistsError,
+    FileNotFoundError,
+    NotADirectoryError,
+    PermissionError,
+)
+
+logger = logging.getLogger("dask_nmf")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    arguments = _parser().parse_args(argv)
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logger.setLevel(logging.WARNING if arguments.quiet else logging.INFO)
+    try:
+        code: int = arguments.run(arguments)
+    except Exception as error:
+        logger.debug("traceback", exc_info=True)
+        print(f"dask-nmf: {type(error).__name__}: {error}", file=sys.stderr)
+        return BAD_INPUT if isinstance(error, _BAD_INPUT) else FAILURE
+    return code
+
+
+def _fit(arguments: argparse.Namespace) -> int:
+    names = ("loss", "init", "tol", "max_passes", "max_seconds", "seed", "memory", "block_rows")
+    options = {name: getattr(arguments, name) for name in (*names, "missing", "overwrite")}
+    solver = arguments.solver
+    if arguments.inner is not None:
+        solver = MU(arguments.inner) if solver == "mu" else HALS(arguments.inner)
+    with (
+        _scheduler(arguments.scheduler),
+        warnings.catch_warnings(),
+        logging_redirect_tqdm(),
+        tqdm(total=arguments.max_passes, unit="pass", disable=None, leave=False) as bar,
+    ):
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the summary says it
+
+        def show(record: SweepRecord) -> None:
+            bar.update(record.passes - bar.n)
+            bar.set_postfix_str(f"error {record.error:.6g}")
+
+        result = factorize(
+            arguments.V, arguments.rank, out=arguments.out, solver=solver, callback=show, **options
+        )
+    print(json.dumps(result.summary(), indent=2))
+    if arguments.require_convergence and not result.status.converged:
+        return NOT_CONVERGED
+    return DONE
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    result = open_result(arguments.out)
+    if arguments.json:
+        print(json.dumps(result.summary(), indent=2))
+    else:
+        print(describe(result))
+    return DONE
+
+
+def describe(result: Result) -> str:
+    """What a results group holds, as text."""
+    lines = [
+        repr(result),
+        f"  W  {result.W.shape} {result.W.dtype}, chunks of {result.W.chunksize[0]} rows",
+        f"  H  {result.H.shape} {result.H.dtype}",
+        "",
+        *(f"  {name:<16} {value}" for name, value in result.summary().items()),
+        "",
+        "  sweep  passes  error         seconds",
+    ]
+    history = result.history
+    rows = history if len(history) <= 10 else (*history[:3], None, *history[-6:])
+    lines += [
+        f"  {r.sweep:>5}  {r.passes:>6}  {r.error:<12.8g}  {r.seconds:.2f}" if r else "    ..."
+        for r in rows
+    ]
+    return "\n".join(lines)
+
+
+@contextmanager
+def _scheduler(address: str | None) -> Iterator[None]:
+    """Dask's own choice, a local scheduler by name, or a connection to a running cluster."""
+    if address is None:
+        yield
+    elif "://" in address:
+        from distributed import Client  # takes a second: only when asked for
+
+        with Client(address, timeout=30):
+            yield
+    elif address in ("threads", "synchronous"):
+        with dask.config.set(scheduler=address):
+            yield
+    else:
+        raise ValueError(
+            "--scheduler must be 'threads', 'synchronous' or an address such as "
+            f"tcp://host:8786, got {address!r}"
+        )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="dask-nmf",
+        description="Non-negative matrix factorization of zarr arrays larger than memory.",
+        epilog="Exit codes: 0 done, 1 failure, 2 bad input, 3 not converged (if required).",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    fit = commands.add_parser("fit", help="factor a zarr array into W and H")
+    fit.set_defaults(run=_fit)
+    fit.add_argument("V", help="path or URL of the zarr array, (m, n), non-negative")
+    fit.add_argument("out", help="path or URL of the zarr group for W, H and the history")
+    fit.add_argument("--rank", type=int, required=True, help="number of components, k")
+    fit.add_argument("--loss", default="frobenius")
+    fit.add_argument("--solver", default="auto", help="auto (hals), hals or mu")
+    fit.add_argument("--inner", type=int, help="inner sweeps per half-step")
+    fit.add_argument("--init", default="random", help="random, nndsvd, nndsvda or nndsvdar")
+    fit.add_argument("--tol", type=float, default=1e-4, help="relative decrease per sweep to stop")
+    fit.add_argument("--max-passes", type=int, default=200, help="most reads of V")
+    fit.add_argument("--max-seconds", type=float, help="stop after the sweep that passes this")
+    fit.add_argument("--seed", type=int, default=0)
+    fit.add_argument("--memory", help="limit per worker process, such as 2GiB")
+    fit.add_argument("--block-rows", type=int, help="rows of V per block")
+    fit.add_argument("--missing", default="error", help="what absent chunks of V are: error, zero")
+    fit.add_argument("--overwrite", action="store_true", help="replace a finished result")
+    fit.add_argument("--scheduler", help="tcp://host:8786 of a running cluster; default: threads")
+    fit.add_argument(
+        "--require-convergence", action="store_true", help="exit 3 if the budget ended the run"
+    )
+    fit.add_argument("--quiet", action="store_true", help="no line per pass")
+
+    show = commands.add_parser("show", help="print what a results group holds")
+    show.set_defaults(run=_show, quiet=False)
+    show.add_argument("out", help="path or URL of the results group")
+    show.add_argument("--json", action="store_true", help="the summary only, as JSON")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
