@@ -8,7 +8,7 @@ import dask.array as da
 import numpy as np
 
 from dask_nmf.io import from_rows, open_matrix
-from dask_nmf.stream import FAN_IN, constant, gram, matmul
+from dask_nmf.stream import FAN_IN, gram, matmul
 from dask_nmf.types import Array, DaskArray, Sums
 
 _STREAM_ROWS = 4096  # one random stream per so many rows
@@ -159,15 +159,15 @@ def singular_triplets(
     sketch = NormalRows((n, width), 1.0, seed, _SKETCH, np.dtype(np.float64))
     Q = _orthonormal(sketch[:] - np.sqrt(2 / np.pi), V.dtype)
     for _ in range(power):
-        (Z,) = dask.compute(matmul(matmul(V, constant(Q)).T, V))  # Q.T V.T V from one read
+        (Z,) = dask.compute(matmul(matmul(V, Q).T, V))  # Q.T V.T V from one read
         Q = _orthonormal(Z.T, V.dtype)
-    P = matmul(V, constant(Q))
+    P = matmul(V, Q)
     P, PtP = dask.persist(P, gram(P))
     (PtP,) = dask.compute(PtP)
     squares, E = np.linalg.eigh(PtP)
     leading = np.argsort(squares)[::-1][:rank]
     singular, E = np.sqrt(np.maximum(squares[leading], 0)), E[:, leading]
-    return matmul(P, constant(E * _quotient(1.0, singular))), singular, E.T @ Q.T
+    return matmul(P, E * _quotient(1.0, singular)), singular, E.T @ Q.T
 
 
 def _orthonormal(Z: Array, dtype: np.dtype[Any]) -> Array:

@@ -27,13 +27,19 @@ class Frobenius:
 
 
 def relative(squared_residual: float, sums: Sums) -> float:
-    """sqrt(squared_residual) / ||V||, and 0 for V = 0 (W and H are zero then)."""
-    return float(np.sqrt(max(squared_residual, 0.0) / sums.squares)) if sums.squares else 0.0
+    """sqrt(squared_residual) / ||V||; for V = 0 it is 0 or 1."""
+    if sums.squares == 0:
+        return float(squared_residual > 0)
+    return float(np.sqrt(max(squared_residual, 0.0) / sums.squares))
 
 
 def cancellation(dtype: np.dtype[np.floating]) -> float:
-    """The relative error below which the trace form is not right to four digits in this dtype."""
-    return 0.05 if dtype == np.float32 else 1e-5
+    """The relative error below which the trace form may not be right to four digits.
+
+    Measured with float32 products, float64 sums and Gram matrices, blocks of 20,000 rows: the
+    squared relative error is off by up to 7e-9, so four digits end at an error of 8e-3.
+    """
+    return 0.02 if dtype == np.float32 else 2e-6
 
 
 def _float64(x: Array) -> Array:

@@ -31,7 +31,12 @@ def active_scheduler() -> Scheduler:
             "dask_nmf does not support dask's array query planning: set "
             "dask.config.set({'array.query-planning': False}) before dask.array is imported"
         )
-    get = get_scheduler()
+    try:
+        get = get_scheduler()
+    except RuntimeError as error:  # dask's own words for an asynchronous client
+        raise RuntimeError(
+            f"{error}: call factorize under a synchronous distributed.Client, or without one"
+        ) from error
     client = getattr(get, "__self__", None)
     if client is not None and "distributed" in sys.modules:
         return _of_client(client)
@@ -54,11 +59,6 @@ def _of_client(client: object) -> Scheduler:
 
     if not isinstance(client, Client):
         raise RuntimeError(f"unknown scheduler {client!r}: use threads or a distributed.Client")
-    if client.asynchronous:
-        raise RuntimeError(
-            "the active distributed.Client is asynchronous: call factorize under a synchronous "
-            "one, or from a thread (asyncio.to_thread)"
-        )
     threads = client.nthreads()
     if not threads:
         raise RuntimeError(

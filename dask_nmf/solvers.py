@@ -65,8 +65,8 @@ class MU:
 class HALS:
     """Hierarchical alternating least squares: each column of F set to its exact optimum in turn.
 
-    F_j = max(0, F_j + (numer_j - F @ gram_j) / gram_jj). A column whose gram_jj is 0 is left as
-    it is: its partner in the other factor is zero, and it may revive that one.
+    F_j = max(0, numer_j - sum over i != j of F_i gram_ij) / gram_jj. A column whose gram_jj is 0
+    is left as it is: its partner in the other factor is zero, and it may revive that one.
 
     Parameters
     ----------
@@ -89,12 +89,11 @@ class HALS:
         # Transposed copies: a column of F is then contiguous.
         Ft = np.array(F.T, dtype=np.float64, order="C")
         numer_t = np.array(numer.T, dtype=np.float64, order="C")
-        gram = np.asarray(gram, dtype=np.float64)
-        live = np.flatnonzero(np.diag(gram) > 0)
+        diagonal = np.diag(gram).astype(np.float64)
+        others = gram - np.diag(diagonal)
         for _ in range(self.inner):
-            for j in live:
-                step = (numer_t[j] - gram[j] @ Ft) / gram[j, j]
-                np.maximum(0.0, Ft[j] + step, out=Ft[j])
+            for j in np.flatnonzero(diagonal > 0):
+                Ft[j] = np.maximum(0.0, numer_t[j] - others[j] @ Ft) / diagonal[j]
         return np.ascontiguousarray(Ft.T)
 
 

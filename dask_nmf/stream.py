@@ -29,8 +29,9 @@ _SLAB_BYTES = 2**20  # float64 residuals are formed in slabs of rows of this siz
 def matmul(A: AnyArray, B: AnyArray) -> AnyArray:
     """A @ B, as dask array products if either is one.
 
-    With B in one block each row block of A is multiplied by it, in the dtype of A @ B. Else the
-    products of blocks are summed by a tree of fixed shape in float64, which is then the dtype.
+    A small numpy B multiplies each row block of A, in the dtype of A @ B. Two dask arrays are
+    multiplied block by block, and the products summed by a tree of fixed shape in float64, which
+    is then the dtype.
 
     Parameters
     ----------
@@ -42,12 +43,11 @@ def matmul(A: AnyArray, B: AnyArray) -> AnyArray:
     """
     if not (isinstance(A, da.Array) or isinstance(B, da.Array)):
         return A @ B
-    A, B = _to_dask(A), _to_dask(B)
     dtype = np.result_type(A.dtype, B.dtype)
-    if A.numblocks[1] == B.numblocks[0] == B.numblocks[1] == 1:
+    if isinstance(B, np.ndarray) and A.numblocks[1] == 1:
         size = {"k": B.shape[1]}
         return _blockwise(_product, "ik", A, "ik", _whole(B), None, dtype=dtype, adjust_chunks=size)
-    _, (A, B) = da.core.unify_chunks(A, "ij", B, "jk")
+    _, (A, B) = da.core.unify_chunks(_to_dask(A), "ij", _to_dask(B), "jk")
     one = {"j": 1}
     return _sum_blocks(
         _blockwise(_partial_product, "jik", A, "ij", B, "jk", dtype=dtype, adjust_chunks=one)

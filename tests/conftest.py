@@ -1,0 +1,76 @@
+"""Shared by all tests: matrices, stores that count, a real cluster of two processes."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dask
+import numpy as np
+import pytest
+import zarr
+from hypothesis import HealthCheck, settings
+
+from tests.stores import CountingStore
+
+# The same cases on every run, and no deadline: a first dask graph takes longer than the others.
+settings.register_profile(
+    "push",
+    max_examples=30,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.register_profile("nightly", settings.get_profile("push"), max_examples=2000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "push"))
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+DATA = Path(
+    os.environ.get("DASK_NMF_DATA", Path(__file__).resolve().parents[2] / "shared" / "data")
+)
+
+
+def low_rank(m: int, n: int, rank: int, noise: float = 0.1, seed: int = 0) -> Array:
+    """A non-negative (m, n) matrix of that rank, with uniform noise added."""
+    random = np.random.default_rng(seed)
+    V = random.random((m, rank)) @ random.random((rank, n))
+    return np.asarray(V + noise * random.random((m, n)))
+
+
+def counted(path: Path, V: Array, chunks: tuple[int, int], **kwargs: Any) -> tuple[Any, Any]:
+    """V as a zarr array behind a store that counts the reads of its chunks."""
+    zarr.create_array(path, data=V, chunks=chunks, **kwargs)
+    store = CountingStore(zarr.storage.LocalStore(path), path.with_suffix(".log"))
+    return zarr.open_array(store, mode="r"), store
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Any]:
+    """The address of a scheduler with two worker processes of one thread each."""
+    from distributed import LocalCluster
+
+    options: dict[str, Any] = {"n_workers": 2, "threads_per_worker": 1, "processes": True}
+    with LocalCluster(dashboard_address="127.0.0.1:0", **options) as running:
+        yield running.scheduler_address
+
+
+@pytest.fixture(params=["synchronous", "threads", "cluster"])
+def scheduler(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The test runs once under each of dask's schedulers."""
+    if request.param == "cluster":
+        from distributed import Client
+
+        with Client(request.getfixturevalue("cluster")):
+            yield request.param
+    else:
+        with dask.config.set(scheduler=request.param):
+            yield request.param
+
+
+def data(name: str) -> Any:
+    """A file of the real data sets; the test is skipped where they are not at hand."""
+    path = DATA / name
+    if not path.exists():
+        pytest.skip(f"no {path}: set DASK_NMF_DATA to the folder of the real data sets")
+    return np.load(path)

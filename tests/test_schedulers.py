@@ -1,0 +1,144 @@
+"""The same bits and one read per chunk and sweep, on threads, in sequence and on a cluster."""
+
+from pathlib import Path
+from typing import Any
+
+import dask
+import numpy as np
+import pytest
+import zarr
+from threadpoolctl import threadpool_info
+
+import dask_nmf
+from dask_nmf import stream
+from dask_nmf.blas import one_blas_thread
+from tests.conftest import counted, low_rank
+
+CHUNKS = {"rows": (500, 300), "grid": (700, 64), "columns": (3000, 41), "whole": (3000, 300)}
+
+
+def _result(V: Any, **options: Any) -> dask_nmf.Result:
+    settings: dict[str, Any] = {"max_passes": 6, "tol": 0, "seed": 3}
+    return dask_nmf.factorize(V, 7, **settings | options)
+
+
+@pytest.fixture(scope="session")
+def V(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Large enough for a BLAS with two threads to split its products otherwise."""
+    path = tmp_path_factory.mktemp("bits") / "V.zarr"
+    zarr.create_array(path, data=low_rank(3000, 300, 7), chunks=(500, 300))
+    return path
+
+
+@pytest.fixture(scope="session")
+def in_sequence(V: Path) -> dict[str, dask_nmf.Result]:
+    with dask.config.set(scheduler="synchronous"):
+        return {solver: _result(V, solver=solver, block_rows=500) for solver in ("mu", "hals")}
+
+
+@pytest.mark.parametrize("solver", ["mu", "hals"])
+def test_same_bits(
+    V: Path, in_sequence: dict[str, dask_nmf.Result], scheduler: str, solver: str
+) -> None:
+    result, expected = _result(V, solver=solver, block_rows=500), in_sequence[solver]
+    assert result.W.numblocks == (6, 1)
+    assert result.W.compute().tobytes() == expected.W.compute().tobytes()
+    assert result.H.tobytes() == expected.H.tobytes()
+    assert [r.error for r in result.history] == [r.error for r in expected.history]
+
+
+@pytest.mark.parametrize("chunks", CHUNKS)
+def test_one_read_per_chunk_and_sweep(tmp_path: Path, scheduler: str, chunks: str) -> None:
+    V, store = counted(tmp_path / "V.zarr", low_rank(3000, 300, 7), CHUNKS[chunks])
+    block_rows = min(CHUNKS[chunks][0], 1000)
+    result = _result(V, block_rows=block_rows if chunks in ("rows", "grid") else None)
+    sweeps = len(result.history)
+    reads = store.reads()
+    assert sweeps == 5
+    assert len(reads) == V.nchunks
+    assert set(reads.values()) == {1 + sweeps}, scheduler  # the first pass, and one per sweep
+    assert result.history[-1].passes == 1 + sweeps
+
+
+def test_reads_of_float32_and_shards(tmp_path: Path) -> None:
+    V = low_rank(600, 40, 3).astype("f4")
+    array, store = counted(tmp_path / "V.zarr", V, (50, 20), shards=(100, 40))
+    result = _result(array, block_rows=200)
+    assert set(store.reads().values()) == {1 + len(result.history)}
+    assert len(store.reads()) == 6  # whole shards, not the chunks inside them
+
+
+def test_reads_of_a_start_are_counted(tmp_path: Path) -> None:
+    V, store = counted(tmp_path / "V.zarr", low_rank(600, 40, 3), (100, 40))
+    result = _result(V, init="nndsvda", block_rows=100)
+    assert set(store.reads().values()) == {result.history[-1].passes} == {6}
+    assert result.history[0].passes == 1 + dask_nmf.NNDSVD().passes + 1
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_a_close_fit_costs_one_pass_more_once(tmp_path: Path, dtype: str) -> None:
+    """The sums of a pass cannot tell the error of a very close fit: it is measured, at a read."""
+    random = np.random.default_rng(0)
+    W, H = random.random((600, 2)).astype(dtype), random.random((2, 40)).astype(dtype)
+    V, store = counted(tmp_path / "V.zarr", W @ H, (100, 40))
+    result = dask_nmf.factorize(V, 2, init=(W, H), tol=0, max_passes=6)
+    assert result.error < 1e-6
+    assert [r.passes for r in result.history] == [3, 4, 5, 6]
+    assert set(store.reads().values()) == {6}
+
+
+def test_blas_threads_are_as_before(V: Path) -> None:
+    def threads() -> list[int]:
+        return [lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas"]
+
+    before = threads()
+    with one_blas_thread, one_blas_thread:
+        assert set(threads()) == {1}
+    assert threads() == before
+    _result(V)
+    assert threads() == before
+
+
+def test_bits_do_not_depend_on_alignment() -> None:
+    """An array that came over the wire may lie at an odd address."""
+    A, B = low_rank(64, 40, 3), low_rank(40, 7, 3)
+
+    def misaligned(x: Any) -> Any:
+        buffer = np.zeros(x.nbytes + 1, dtype="u1")[1:]
+        copy = buffer.view(x.dtype).reshape(x.shape)
+        copy[:] = x
+        assert not copy.flags.aligned
+        return copy
+
+    for function, args in (
+        (stream._product, (A, B)),
+        (stream._partial_product, (A, B)),
+        (stream._partial_gram, (A,)),
+        (stream._partial_residual, (A @ B, A, B)),
+    ):
+        moved = [misaligned(x) for x in args]
+        assert function(*moved).tobytes() == function(*args).tobytes()  # type: ignore[operator]
+
+
+def test_config_and_other_futures_are_left_alone(cluster: str, V: Path) -> None:
+    from distributed import Client
+
+    with Client(cluster) as client, Client(cluster, set_as_default=False) as other:
+        theirs = other.submit(sum, [1, 2, 3], pure=False)
+        before = dict(dask.config.config)
+        result = _result(V, block_rows=500)
+        assert dask.config.config == before
+        assert theirs.result() == 6
+        del result
+        assert client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.clients)) >= 2
+
+
+def test_tasks_per_block_and_sweep() -> None:
+    """A pass costs dask's scheduler at most five tasks per block."""
+    V = stream.constant(low_rank(640, 20, 3)).rechunk((10, 20))
+    H = low_rank(3, 20, 3)
+    W = stream.update_W(V, stream.constant(low_rank(640, 3, 3)).rechunk((10, 3)), H)
+    outputs = dask.optimize(W, stream.matmul(W.T, V), stream.gram(W))
+    keys = {key for output in outputs for key in dict(output.__dask_graph__())}
+    sources = {key for key in keys if "getitem" in str(key) or "rechunk" in str(key)}
+    assert len(keys - sources) / 64 <= 4.5
