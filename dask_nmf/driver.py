@@ -129,6 +129,7 @@ def factorize(
     matrix = open_matrix(V, missing)
     _check_arguments(rank, tol, max_seconds, seed, block_rows, callback)
     _check_start(start, solver, matrix, rank, max_passes)
+    rank, max_passes, seed = int(rank), int(max_passes), int(seed)
     limit = None if memory is None else _bytes(memory)
     scheduler = active_scheduler()
     check_reachable("V", getattr(matrix.source, "store", None), scheduler.remote)
@@ -158,9 +159,9 @@ def factorize(
         "solver": repr(solver),
         "init": "given" if isinstance(init, (tuple, list)) else repr(start),
         "tol": float(tol),
-        "max_passes": int(max_passes),
-        "max_seconds": max_seconds,
-        "seed": int(seed),
+        "max_passes": max_passes,
+        "max_seconds": None if max_seconds is None else float(max_seconds),
+        "seed": seed,
         "memory": limit,
         "blocks": len(heights),
         "block_rows": max(heights),

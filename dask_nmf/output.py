@@ -71,8 +71,7 @@ def open_output(out: Any, V_uri: str, overwrite: bool, remote: bool) -> Output:
         if V_uri == uri or V_uri.startswith(uri + "/") or uri.startswith(V_uri + "/"):
             raise ValueError(f"out must lie apart from V, got {uri} for V in {V_uri}")
         check_reachable("out", group.store, remote)
-        state = group.attrs.get(_KEY) or {"state": "running"}
-        group.update_attributes({_KEY: state})  # can it be written? Better known before the work
+        _check_writable(group)
     except OSError as error:
         raise type(error)(f"out: cannot write to {out}: {error}") from error
     return Output(group, uri)
@@ -144,6 +143,15 @@ def _check_replaceable(group: Any, overwrite: bool) -> None:
             f"out: {group.store_path} holds a finished result (error {saved['error']:.6g}): pass "
             "overwrite=True to replace it, or read it with dask_nmf.open_result"
         )
+
+
+def _check_writable(group: Any) -> None:
+    """Better known before the work than after it; a finished result is not touched."""
+    if group.attrs.get(_KEY, {}).get("state") != "finished":
+        group.update_attributes({_KEY: {"state": "running"}})
+    root = getattr(group.store, "root", None)
+    if root is not None and not os.access(os.path.join(root, group.path), os.W_OK):
+        raise PermissionError("permission denied")
 
 
 # ------------------------------------------------------------------------------------ writing

@@ -1,6 +1,7 @@
 """What must hold for any matrix, chunking, rank and seed; hypothesis draws them."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import dask
@@ -44,13 +45,13 @@ def _some(draw: st.DrawFn, size: int) -> list[int]:
 
 
 @st.composite
-def cases(draw: st.DrawFn, scales: st.SearchStrategy[float] = st.just(1.0)) -> Case:
+def cases(draw: st.DrawFn, scales: tuple[float, ...] = (1.0,)) -> Case:
     m, n, rank = draw(st.integers(1, 14)), draw(st.integers(1, 10)), draw(st.integers(1, 4))
     random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     V = random.random((m, n)) + draw(st.sampled_from([0.0, 1.0]))
     V[:, _some(draw, n)] *= draw(st.sampled_from([0.0, 1.0]))
     V[_some(draw, m)] *= draw(st.sampled_from([0.0, 1.0, 9.0]))
-    scale = draw(scales)
+    scale = draw(st.sampled_from(scales))
     W, H = random.random((m, rank)) + 0.01, random.random((rank, n)) + 0.01
     return Case(V * scale, W * scale, H, (_cut(draw, m), _cut(draw, n)))
 
@@ -131,7 +132,7 @@ def test_half_steps_on_their_own(case: Case) -> None:
 
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=repr)
-@given(case=cases(st.sampled_from([1e-8, 1.0, 1e8])))
+@given(case=cases((1e-8, 1.0, 1e8)))
 def test_nonnegative_monotone_and_the_true_error(solver: Solver, case: Case) -> None:
     result = dask_nmf.factorize(
         case.blocks, len(case.H), solver=solver, init=(case.W, case.H), **QUIET
@@ -142,7 +143,7 @@ def test_nonnegative_monotone_and_the_true_error(solver: Solver, case: Case) -> 
     assert W.min() >= 0
     assert result.H.min() >= 0
     errors = [oracle.error(case.V, case.W, case.H), *(r.error for r in result.history)]
-    assert all(b <= a * (1 + 1e-9) + 1e-14 for a, b in zip(errors, errors[1:], strict=False))
+    assert all(b <= a * (1 + 1e-9) + 1e-14 for a, b in pairwise(errors))
     true = oracle.error(case.V, W, result.H)
     assert result.error == pytest.approx(true, rel=1e-4, abs=1e-14)
 
