@@ -3,22 +3,23 @@
 import logging
 import time
 import warnings
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
-from dask.utils import format_bytes, format_time, parse_bytes
+from dask.utils import format_bytes, format_time
 
 from dask_nmf.blas import one_blas_thread
 from dask_nmf.blocks import Geometry, row_blocks
-from dask_nmf.init import NNDSVD, Start, make_start
+from dask_nmf.init import NNDSVD, Given, make_start
 from dask_nmf.io import Matrix, Missing, check_reachable, open_matrix
 from dask_nmf.losses import Frobenius, cancellation, make_loss, relative
+from dask_nmf.options import check_options
 from dask_nmf.output import open_output
 from dask_nmf.result import Result
 from dask_nmf.scheduler import Scheduler, active_scheduler
 from dask_nmf.solvers import MU, Solver, make_solver
-from dask_nmf.stopping import Budget, Status, stop
+from dask_nmf.stopping import Status, stop
 from dask_nmf.stream import first_pass, squared_residual, sweep
 from dask_nmf.types import (
     Callback,
@@ -30,6 +31,8 @@ from dask_nmf.types import (
 )
 
 logger = logging.getLogger("dask_nmf")
+
+_MU_AND_ZEROS = "MU cannot leave the zeros of init='nndsvd': use init='nndsvda' or 'nndsvdar'"
 
 
 def factorize(
@@ -126,53 +129,60 @@ def factorize(
     """
     began = time.perf_counter()
     loss, solver, start = make_loss(loss), make_solver(solver), make_start(init)
+    options = check_options(
+        rank=rank,
+        tol=tol,
+        max_passes=max_passes,
+        max_seconds=max_seconds,
+        seed=seed,
+        memory=memory,
+        block_rows=block_rows,
+        start_passes=start.passes,
+    )
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback must be callable, got {callback!r}")
     matrix = open_matrix(V, missing)
-    _check_arguments(rank, tol, max_seconds, seed, block_rows, callback)
-    _check_start(start, solver, matrix, rank, max_passes)
-    rank, max_passes, seed = int(rank), int(max_passes), int(seed)
-    limit = None if memory is None else _bytes(memory)
+    start.check(matrix.shape, options.rank)
+    if isinstance(start, NNDSVD) and start.fill is None and isinstance(solver, MU):
+        warnings.warn(_MU_AND_ZEROS, UserWarning, stacklevel=2)
     scheduler = active_scheduler()
     check_reachable("V", getattr(matrix.source, "store", None), scheduler.remote)
-    heights = row_blocks(_geometry(matrix, rank, scheduler), limit, block_rows)
+    heights = row_blocks(
+        _geometry(matrix, options.rank, scheduler), options.memory, options.block_rows
+    )
     output = None if out is None else open_output(out, matrix.uri, overwrite, scheduler.remote)
-    budget = Budget(tol, max_passes, max_seconds)
-    _log_plan(matrix, rank, heights, scheduler)
+    _log_plan(matrix, options.rank, heights, scheduler)
 
     with one_blas_thread:  # the driver's own small products too
         if scheduler.remote:
             matrix = matrix.held_by_workers(heights)
         sums = first_pass(matrix.blocks(heights))
-        W, H = start.factors(matrix.blocks(heights), rank, sums, seed)
+        W, H = start.factors(matrix.blocks(heights), options.rank, sums, options.seed)
         state = State(W, H, passes=1 + start.passes)
         asked = False
-        while (status := stop(state.history, budget, asked)) is Status.RUNNING:
+        while (status := stop(state.history, options, asked)) is Status.RUNNING:
             state = _sweep(state, matrix, heights, loss, solver, sums, began)
             asked = _report(state, callback)
 
     logger.info("%s: %s", status.name.lower(), status.value)
     parameters = {
-        "rank": rank,
         "shape": list(matrix.shape),
         "dtype": str(H.dtype),
         "V": matrix.uri,
         "loss": "frobenius",
         "solver": repr(solver),
-        "init": "given" if isinstance(init, (tuple, list)) else repr(start),
-        "tol": float(tol),
-        "max_passes": max_passes,
-        "max_seconds": None if max_seconds is None else float(max_seconds),
-        "seed": seed,
-        "memory": limit,
+        "init": "given" if isinstance(start, Given) else repr(start),
+        **asdict(options),
+        "missing": missing,
         "blocks": len(heights),
         "block_rows": max(heights),
-        "missing": missing,
         "scheduler": scheduler.name,
     }
     result = Result(state.W, state.H, state.history, status, parameters, state.dead)
     if output is not None:
         result = output.write(result)
     # Last, so that a caller who turns warnings into errors loses nothing.
-    if tol > 0 and status in (Status.MAX_PASSES, Status.MAX_SECONDS):
+    if options.tol > 0 and status in (Status.MAX_PASSES, Status.MAX_SECONDS):
         warnings.warn(_not_converged(state, status), ConvergenceWarning, stacklevel=2)
     return result
 
@@ -262,55 +272,3 @@ def _not_converged(state: State, status: Status) -> str:
         f"{status.value}: the error is {state.error:.6g}{fell}. Raise the limit, or tol, if "
         "that is not good enough"
     )
-
-
-# ------------------------------------------------------------------------------- arguments
-def _check_arguments(
-    rank: Any, tol: Any, max_seconds: Any, seed: Any, block_rows: Any, callback: Any
-) -> None:
-    _check_int("rank", rank, 1)
-    _check_int("seed", seed, 0)
-    if seed >= 2**64:
-        raise ValueError(f"seed must be below 2**64, got {seed}")
-    if block_rows is not None:
-        _check_int("block_rows", block_rows, 1)
-    if isinstance(tol, str) or not 0 <= tol < 1:
-        raise ValueError(f"tol must be a number >= 0 and < 1, got {tol!r}")
-    if max_seconds is not None and (isinstance(max_seconds, str) or not max_seconds > 0):
-        raise ValueError(f"max_seconds must be a positive number of seconds, got {max_seconds!r}")
-    if callback is not None and not callable(callback):
-        raise TypeError(f"callback must be callable, got {callback!r}")
-
-
-def _check_start(start: Start, solver: Solver, matrix: Matrix, rank: int, max_passes: Any) -> None:
-    start.check(matrix.shape, rank)
-    least = 2 + start.passes
-    _check_int(
-        "max_passes",
-        max_passes,
-        least,
-        f" (the first pass, {start.passes} of the start, one sweep)",
-    )
-    if isinstance(start, NNDSVD) and start.fill is None and isinstance(solver, MU):
-        warnings.warn(
-            "MU cannot leave the zeros of init='nndsvd': use init='nndsvda' or 'nndsvdar'",
-            UserWarning,
-            stacklevel=3,
-        )
-
-
-def _check_int(name: str, value: Any, least: int, why: str = "") -> None:
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name} must be an int, got {value!r}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}{why}, got {value}")
-
-
-def _bytes(memory: int | str) -> int:
-    try:
-        count = parse_bytes(memory)
-    except ValueError:
-        count = 0
-    if count <= 0:
-        raise ValueError(f"memory must be bytes or such as '2GiB', got {memory!r}")
-    return int(count)

@@ -1,9 +1,9 @@
 """When a run ends: reads the history only."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import Enum
 
+from dask_nmf.options import Options
 from dask_nmf.types import SweepRecord
 
 
@@ -22,30 +22,21 @@ class Status(Enum):
         return self in (Status.CONVERGED, Status.EXACT)
 
 
-@dataclass(frozen=True)
-class Budget:
-    """The limits of a run: tol is the relative decrease of the error per sweep."""
-
-    tol: float
-    max_passes: int
-    max_seconds: float | None
-
-
-def stop(history: Sequence[SweepRecord], budget: Budget, asked: bool = False) -> Status:
+def stop(history: Sequence[SweepRecord], options: Options, asked: bool = False) -> Status:
     """The status after the last sweep; `asked` is what the callback said."""
     if not history:
         return Status.RUNNING
     last = history[-1]
     if last.error == 0:
         return Status.EXACT
-    if len(history) > 1 and budget.tol > 0:
+    if len(history) > 1 and options.tol > 0:
         before = history[-2].error
-        if before - last.error < budget.tol * before:
+        if before - last.error < options.tol * before:
             return Status.CONVERGED
     if asked:
         return Status.CALLBACK
-    if last.passes >= budget.max_passes:
+    if last.passes >= options.max_passes:
         return Status.MAX_PASSES
-    if budget.max_seconds is not None and last.seconds >= budget.max_seconds:
+    if options.max_seconds is not None and last.seconds >= options.max_seconds:
         return Status.MAX_SECONDS
     return Status.RUNNING

@@ -133,6 +133,32 @@ def test_an_unfinished_result_is_no_result(tmp_path: Path) -> None:
     assert dask_nmf.factorize(V, 2, out=out, **FEW).W.shape == (70, 2)
 
 
+def test_killed_in_the_middle_of_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    out = tmp_path / "out.zarr"
+    dask_nmf.factorize(V, 3, out=out, **FEW)
+    with monkeypatch.context() as patched:
+        patched.setattr("dask_nmf.output._write_W", killed)
+        with pytest.raises(KeyboardInterrupt):
+            dask_nmf.factorize(V, 2, out=out, overwrite=True, **FEW)
+    with pytest.raises(ValueError, match="has not finished"):
+        dask_nmf.open_result(out)
+    assert dask_nmf.factorize(V, 2, out=out, **FEW).H.shape == (2, 12)
+
+
+def test_zeros_of_W_are_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chunk of zeros that zarr leaves out could not be told from a lost one."""
+    monkeypatch.setattr("dask_nmf.output._CHUNK_BYTES", 10 * 2 * 8)
+    zeros = V.copy()
+    zeros[20:50] = 0
+    result = dask_nmf.factorize(zeros, 2, out=tmp_path / "out.zarr", **FEW)
+    W = result.W.compute()
+    assert not W[20:50].any()
+    assert W[:20].any()
+
+
 def test_what_is_not_ours_is_never_overwritten(tmp_path: Path) -> None:
     zarr.create_group(tmp_path / "theirs.zarr").create_array("X", data=V)
     zarr.create_array(tmp_path / "array.zarr", data=V)

@@ -1,6 +1,7 @@
 """Why a run stops."""
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,11 +9,14 @@ import pytest
 
 import dask_nmf
 from dask_nmf import Status, SweepRecord
-from dask_nmf.stopping import Budget, stop
+from dask_nmf.options import Options
+from dask_nmf.stopping import stop
 from tests.conftest import low_rank
 
 V = low_rank(60, 20, 3)
-BUDGET = Budget(tol=1e-2, max_passes=10, max_seconds=5.0)
+OPTIONS = Options(
+    rank=2, tol=1e-2, max_passes=10, max_seconds=5.0, seed=0, memory=None, block_rows=None
+)
 
 
 def _history(*errors: float, passes: int = 3, seconds: float = 1.0) -> list[SweepRecord]:
@@ -36,11 +40,11 @@ def _history(*errors: float, passes: int = 3, seconds: float = 1.0) -> list[Swee
     ],
 )
 def test_rule(history: list[SweepRecord], asked: bool, expected: Status) -> None:
-    assert stop(history, BUDGET, asked) is expected
+    assert stop(history, OPTIONS, asked) is expected
 
 
 def test_tol_zero_never_converges() -> None:
-    assert stop(_history(0.5, 0.5), Budget(0, 10, None)) is Status.RUNNING
+    assert stop(_history(0.5, 0.5), replace(OPTIONS, tol=0)) is Status.RUNNING
 
 
 def test_every_status_says_why() -> None:

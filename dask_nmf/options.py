@@ -1,0 +1,75 @@
+"""The plain options of a run, checked before the work starts."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from dask.utils import parse_bytes
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `factorize` was asked for, as Python numbers; see there for what each means."""
+
+    rank: int
+    tol: float
+    max_passes: int
+    max_seconds: float | None
+    seed: int
+    memory: int | None
+    block_rows: int | None
+
+
+def check_options(
+    *,
+    rank: Any,
+    tol: Any,
+    max_passes: Any,
+    max_seconds: Any,
+    seed: Any,
+    memory: Any,
+    block_rows: Any,
+    start_passes: int,
+) -> Options:
+    """The options, or a ValueError or TypeError that names the one out of range."""
+    least = 2 + start_passes
+    if isinstance(tol, str) or not 0 <= tol < 1:
+        raise ValueError(f"tol must be a number >= 0 and < 1, got {tol!r}")
+    if max_seconds is not None and (isinstance(max_seconds, str) or not max_seconds > 0):
+        raise ValueError(f"max_seconds must be a positive number of seconds, got {max_seconds!r}")
+    return Options(
+        rank=_int("rank", rank, 1),
+        tol=float(tol),
+        max_passes=_int(
+            "max_passes", max_passes, least, f" (first pass, {start_passes} of the start, a sweep)"
+        ),
+        max_seconds=None if max_seconds is None else float(max_seconds),
+        seed=_seed(seed),
+        memory=None if memory is None else _bytes(memory),
+        block_rows=None if block_rows is None else _int("block_rows", block_rows, 1),
+    )
+
+
+def _int(name: str, value: Any, least: int, why: str = "") -> int:
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name} must be an int, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}{why}, got {value}")
+    return int(value)
+
+
+def _seed(seed: Any) -> int:
+    checked = _int("seed", seed, 0)
+    if checked >= 2**64:
+        raise ValueError(f"seed must be below 2**64, got {seed}")
+    return checked
+
+
+def _bytes(memory: Any) -> int:
+    try:
+        count = parse_bytes(memory)
+    except (ValueError, TypeError):
+        count = 0
+    if count <= 0:
+        raise ValueError(f"memory must be bytes or such as '2GiB', got {memory!r}")
+    return int(count)
