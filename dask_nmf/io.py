@@ -64,18 +64,18 @@ class Matrix:
         if isinstance(self.source, da.Array):
             V = self.source.rechunk(chunks)
             return V.map_blocks(_as_block, dtype, dtype=dtype, meta=np.empty((0, 0), dtype))
-        if self.in_memory:
-            return da.concatenate(
-                [
-                    from_rows(Rows(self.source[stop - height : stop], dtype), (height,))
-                    for height, stop in zip(heights, np.cumsum(heights), strict=True)
-                ]
-            )
         return from_rows(Rows(self.source, dtype), chunks[0])
 
     def held_by_workers(self, heights: Sequence[int]) -> "Matrix":
-        """A numpy V sent to the workers of a cluster once, instead of with every pass."""
-        return replace(self, source=self.blocks(heights).persist()) if self.in_memory else self
+        """A numpy V sent to the workers of a cluster once, instead of whole with every task."""
+        if not self.in_memory:
+            return self
+        stops = np.cumsum(heights)
+        slices = [
+            self.source[stop - rows : stop] for rows, stop in zip(heights, stops, strict=True)
+        ]
+        parts = [da.from_array(rows, chunks=rows.shape, name=False) for rows in slices]
+        return replace(self, source=da.concatenate(parts).persist())
 
 
 @dataclass(frozen=True)

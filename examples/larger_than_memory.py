@@ -6,17 +6,18 @@ factorization finds spectra (the rows of H) and how much of each lies in every p
 """
 
 import argparse
+import ctypes
 import logging
 import math
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import dask
 import numpy as np
-import numpy.typing as npt
 import zarr
-from dask.utils import parse_bytes
+from numpy.typing import NDArray
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 from zarr.codecs import BloscCodec
@@ -24,44 +25,43 @@ from zarr.codecs import BloscCodec
 import dask_nmf
 
 COLUMNS, MATERIALS, THREADS = 2_000, 16, 2
-CHUNK_ROWS = 1_000  # a chunk is 8 MB: few enough for dask, small enough for the memory
-MAX_PASSES, TOL = 30, 5e-4  # the fit is then within a percent of the shot noise: more is idle
+CHUNK_ROWS = 1_000  # chunks of 8 MB: the library joins as many to a block as the memory allows
+MAX_PASSES, TOL = 30, 5e-4  # stops within 1 % of the shot noise, below which there is only noise
 
 
-def spectra() -> npt.NDArray[np.float64]:
+def spectra() -> NDArray[np.float64]:
     """(16, 2000): smooth curves, each a sum of six bands above a low floor."""
     random = np.random.default_rng(0)
-    wavelength = np.linspace(0, 1, COLUMNS)
     height, centre, width = random.random((3, MATERIALS, 6, 1))
-    bands = height * np.exp(-(((wavelength - centre) / (0.02 + 0.1 * width)) ** 2) / 2)
-    return np.asarray(0.05 + bands.sum(axis=1))
+    distance = (np.linspace(0, 1, COLUMNS) - centre) / (0.02 + 0.1 * width)
+    return np.asarray(0.05 + (height * np.exp(-(distance**2) / 2)).sum(axis=1))
 
 
-def pixels(chunk: int, rows: int) -> npt.NDArray[np.float32]:
+def pixels(chunk: int, rows: int) -> NDArray[np.float32]:
     """Counts of one chunk of pixels: they depend on its number, not on the order of work."""
     random = np.random.default_rng([1, chunk])
-    abundances = random.gamma(0.15, size=(rows, MATERIALS))  # far below 1: few are not tiny
+    abundances = random.gamma(0.15, size=(rows, MATERIALS))  # far below 1: most are tiny
     light = 100 * random.uniform(0.5, 1.5, size=(rows, 1))
     expected = light * abundances / abundances.sum(axis=1, keepdims=True) @ spectra()
-    return random.poisson(expected).astype(np.float32)
+    return np.asarray(random.poisson(expected), dtype=np.float32)
 
 
 def make_V(path: Path, rows: int) -> zarr.Array[Any]:
     """V, written two chunks at a time unless it is there and complete."""
-    recipe = {"recipe": "larger_than_memory, 1", "rows": rows}
+    recipe = "larger_than_memory, 1"
     if path.exists():
         V = zarr.open_array(path, mode="r")
-        if V.attrs.get("recipe") != recipe["recipe"]:
+        if V.attrs.get("recipe") != recipe:
             raise SystemExit(f"{path} was not made by this example: choose another folder")
-        if V.attrs["rows"] == rows and V.attrs["complete"]:
+        if V.shape[0] == rows and V.attrs["complete"]:
             return V
     V = zarr.create_array(
         path,
         shape=(rows, COLUMNS),
-        chunks=(CHUNK_ROWS, COLUMNS),
+        chunks=(min(CHUNK_ROWS, rows), COLUMNS),
         dtype="float32",
-        compressors=BloscCodec(cname="lz4"),  # counts shrink to 30 %, and are fast to decode
-        attributes={**recipe, "complete": False},
+        compressors=BloscCodec(cname="lz4"),  # counts shrink to 30 %, and decode fast
+        attributes={"recipe": recipe, "complete": False},
         overwrite=True,
     )
 
@@ -72,11 +72,17 @@ def make_V(path: Path, rows: int) -> zarr.Array[Any]:
 
     with ThreadPoolExecutor(THREADS) as pool:
         sums = pool.map(write, range(0, rows, CHUNK_ROWS))
-        sums = tqdm(sums, "making V", V.nchunks, unit="chunk", disable=None, leave=False)
-        total, squares = np.sum(list(sums), axis=0)
-    # The variance of a count is its mean. Last of all: an interrupted V is made again.
+        bar = tqdm(sums, "making V", V.nchunks, unit="chunk", disable=None, leave=False)
+        total, squares = np.sum(list(bar), axis=0)
+    # The variance of a count is its mean. Written last: an interrupted V is made again.
     V.update_attributes({"shot_noise": math.sqrt(total / squares), "complete": True})
     return V
+
+
+def one_heap() -> None:
+    """All threads share a heap. By default glibc gives each its own, and all keep freed blocks."""
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(-8, 1)  # M_ARENA_MAX; the same as MALLOC_ARENA_MAX=1 in the environment
 
 
 def peak_bytes() -> int | None:
@@ -101,16 +107,17 @@ def main() -> None:
     logging.basicConfig(format="%(message)s")
     logging.getLogger("dask_nmf").setLevel(logging.INFO)  # the plan, then a line per sweep
 
+    one_heap()
     options.folder.mkdir(parents=True, exist_ok=True)
-    V = make_V(options.folder / "V.zarr", options.rows)
-    out = options.folder / "results.zarr"
+    path, out = options.folder / "V.zarr", options.folder / "results.zarr"
+    V = make_V(path, options.rows)
     with (
         dask.config.set(num_workers=THREADS),
         logging_redirect_tqdm(),
         tqdm(total=MAX_PASSES, unit="pass", disable=None, leave=False) as bar,
     ):
         result = dask_nmf.factorize(
-            options.folder / "V.zarr",
+            path,
             options.rank,
             out=out,
             memory=options.memory,
@@ -122,14 +129,13 @@ def main() -> None:
 
     last, peak = result.history[-1], peak_bytes()
     print(f"""
-V             {V.shape[0]:,} x {V.shape[1]:,} {V.dtype}, {V.nbytes / 1e6:,.0f} MB, in {V.store_path}
-status        {result.status.value}
-error         {result.error:.5f}, of which shot noise {V.attrs["shot_noise"]:.5f}
-sweeps        {last.sweep} in {last.seconds:.0f} s
-reads of V    {(last.passes - 1) / last.sweep:.2f} per sweep, and one before the first
-read          {last.bytes_read / 1e9:.1f} GB, {last.bytes_read / 1e6 / last.seconds:,.0f} MB/s
-peak memory   {f"{peak / 1e6:.0f} MB" if peak else "unknown"} of {parse_bytes(options.memory) / 1e6:.0f} MB
-results       {out}
+V            {V.shape[0]:,} x {V.shape[1]:,} {V.dtype}, {V.nbytes / 1e6:,.0f} MB, in {path}
+error        {result.error:.5f}, of which shot noise {V.attrs["shot_noise"]:.5f}
+sweeps       {last.sweep} in {last.seconds:.0f} s: {result.status.value}
+reads of V   {(last.passes - 1) / last.sweep:.2f} per sweep, and one before the first
+read         {last.bytes_read / 1e9:.1f} GB, {last.bytes_read / last.seconds / 1e6:,.0f} MB/s
+peak memory  {f"{peak / 1e6:.0f} MB" if peak else "unknown"} of {options.memory}
+results      {out}
 
 To open them:
     import dask_nmf, xarray

@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import dask
+import dask.array as da
 import numpy as np
 import pytest
 import zarr
+from distributed import Client
 from threadpoolctl import threadpool_info
 
 import dask_nmf
@@ -45,6 +47,34 @@ def test_same_bits(
     assert result.W.compute().tobytes() == expected.W.compute().tobytes()
     assert result.H.tobytes() == expected.H.tobytes()
     assert [r.error for r in result.history] == [r.error for r in expected.history]
+
+
+@pytest.mark.parametrize("kind", ["numpy", "dask", "persisted", "zarr v2"])
+def test_same_bits_whatever_V_is(
+    V: Path, in_sequence: dict[str, dask_nmf.Result], tmp_path: Path, scheduler: str, kind: str
+) -> None:
+    matrix: Any = zarr.open_array(V, mode="r")[:]
+    if kind in ("dask", "persisted"):
+        matrix = da.from_array(matrix, chunks=(500, 120))
+    if kind == "persisted":
+        matrix = matrix.persist()
+    if kind == "zarr v2":
+        matrix = zarr.create_array(tmp_path / "V", data=matrix, chunks=(100, 70), zarr_format=2)
+    result = _result(matrix, solver="hals", block_rows=500)
+    assert result.H.tobytes() == in_sequence["hals"].H.tobytes()
+    assert result.W.compute().tobytes() == in_sequence["hals"].W.compute().tobytes()
+
+
+def _job(V: Path) -> tuple[float, str]:
+    result = _result(V, solver="hals", block_rows=500)
+    return result.error, result.parameters["scheduler"]
+
+
+def test_inside_a_task_of_another_job(
+    V: Path, in_sequence: dict[str, dask_nmf.Result], cluster: str
+) -> None:
+    with Client(cluster) as client:
+        assert client.submit(_job, V).result(timeout=60) == (in_sequence["hals"].error, cluster)
 
 
 @pytest.mark.parametrize("chunks", CHUNKS)
@@ -129,8 +159,6 @@ def test_bits_do_not_depend_on_alignment(dtype: str, m: int, n: int, k: int) -> 
 
 
 def test_config_and_other_futures_are_left_alone(cluster: str, V: Path) -> None:
-    from distributed import Client
-
     with Client(cluster) as client, Client(cluster, set_as_default=False) as other:
         theirs = other.submit(sum, [1, 2, 3], pure=False)
         before = dict(dask.config.config)
