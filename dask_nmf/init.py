@@ -235,4 +235,6 @@ def make_start(init: Any) -> Start:
         return Given(*init)
     if isinstance(init, (Random, NNDSVD, Given)):
         return init
-    raise TypeError(f"init must be a name, a pair (W0, H0) or a start object, got {init!r}")
+    raise TypeError(
+        f"init must be a name, a pair (W0, H0) or a start object, got {type(init).__name__}"
+    )

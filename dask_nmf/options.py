@@ -1,6 +1,7 @@
 """The plain options of a run, checked before the work starts."""
 
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -33,9 +34,9 @@ def check_options(
 ) -> Options:
     """The options, or a ValueError or TypeError that names the one out of range."""
     least = 2 + start_passes
-    if isinstance(tol, str) or not 0 <= tol < 1:
+    if not isinstance(tol, Real) or not 0 <= tol < 1:
         raise ValueError(f"tol must be a number >= 0 and < 1, got {tol!r}")
-    if max_seconds is not None and (isinstance(max_seconds, str) or not max_seconds > 0):
+    if max_seconds is not None and not (isinstance(max_seconds, Real) and max_seconds > 0):
         raise ValueError(f"max_seconds must be a positive number of seconds, got {max_seconds!r}")
     return Options(
         rank=_int("rank", rank, 1),

@@ -116,6 +116,10 @@ def main() -> None:
         logging_redirect_tqdm(),
         tqdm(total=MAX_PASSES, unit="pass", disable=None, leave=False) as bar,
     ):
+
+        def show(record: dask_nmf.SweepRecord) -> None:  # not a lambda: True would stop the run
+            bar.update(record.passes - bar.n)
+
         result = dask_nmf.factorize(
             path,
             options.rank,
@@ -124,13 +128,13 @@ def main() -> None:
             max_passes=MAX_PASSES,
             tol=TOL,
             overwrite=True,
-            callback=lambda record: bar.update(record.passes - bar.n),
+            callback=show,
         )
 
     last, peak = result.history[-1], peak_bytes()
     print(f"""
 V            {V.shape[0]:,} x {V.shape[1]:,} {V.dtype}, {V.nbytes / 1e6:,.0f} MB, in {path}
-error        {result.error:.5f}, of which shot noise {V.attrs["shot_noise"]:.5f}
+error        {result.error:.5f}; of the shot noise alone {V.attrs["shot_noise"]:.5f}
 sweeps       {last.sweep} in {last.seconds:.0f} s: {result.status.value}
 reads of V   {(last.passes - 1) / last.sweep:.2f} per sweep, and one before the first
 read         {last.bytes_read / 1e9:.1f} GB, {last.bytes_read / last.seconds / 1e6:,.0f} MB/s

@@ -88,6 +88,8 @@ def test_values_out_of_range(scale: float, dtype: str) -> None:
         ({"tol": -1}, ValueError, "tol must be a number >= 0 and < 1, got -1"),
         ({"tol": float("nan")}, ValueError, "tol must be a number >= 0 and < 1, got nan"),
         ({"tol": "1e-4"}, ValueError, "tol must be a number >= 0 and < 1, got '1e-4'"),
+        ({"tol": None}, ValueError, "tol must be a number >= 0 and < 1, got None"),
+        ({"init": (V,)}, TypeError, "init must be a name, a pair .*got tuple"),
         ({"max_passes": 1}, ValueError, "max_passes must be at least 2 .*got 1"),
         ({"max_passes": 4, "init": "nndsvda"}, ValueError, "max_passes must be at least 5 .*got 4"),
         ({"max_passes": 9.5}, TypeError, "max_passes must be an int, got 9.5"),
@@ -129,6 +131,14 @@ def test_options(options: dict[str, Any], error: type[Exception], text: str) -> 
 def test_starts(W: Any, H: Any, error: type[Exception], text: str) -> None:
     with pytest.raises(error, match=text):
         dask_nmf.factorize(V, 2, init=(W, H))
+
+
+def test_half_steps_check_what_they_get() -> None:
+    for update in (dask_nmf.update_W, dask_nmf.update_H):
+        with pytest.raises(ValueError, match=r"W \(m, k\), H \(k, n\); got .*\(40, 2\), \(3, 12\)"):
+            update(V, V[:, :2], V[:3])
+        with pytest.raises(TypeError, match="V must be a numpy or dask array, got list"):
+            update(V.tolist(), V[:, :2], V[:2])
 
 
 def test_paths(tmp_path: Path) -> None:
