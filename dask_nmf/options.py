@@ -34,9 +34,9 @@ def check_options(
 ) -> Options:
     """The options, or a ValueError or TypeError that names the one out of range."""
     least = 2 + start_passes
-    if not isinstance(tol, Real) or not 0 <= tol < 1:
+    if not (_is_number(tol) and 0 <= tol < 1):
         raise ValueError(f"tol must be a number >= 0 and < 1, got {tol!r}")
-    if max_seconds is not None and not (isinstance(max_seconds, Real) and max_seconds > 0):
+    if max_seconds is not None and not (_is_number(max_seconds) and max_seconds > 0):
         raise ValueError(f"max_seconds must be a positive number of seconds, got {max_seconds!r}")
     return Options(
         rank=_int("rank", rank, 1),
@@ -49,6 +49,10 @@ def check_options(
         memory=None if memory is None else _bytes(memory),
         block_rows=None if block_rows is None else _int("block_rows", block_rows, 1),
     )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real)
 
 
 def _int(name: str, value: Any, least: int, why: str = "") -> int:
