@@ -45,13 +45,15 @@ def update_W(V: Array, W: Array, H: Array) -> Array:
 def hals_W(V: Array, W: Array, H: Array, inner: int = 1) -> Array:
     """`inner` sweeps over the columns of W, each set to its exact non-negative optimum.
 
-    With R = V - sum of all other components, w_j = max(0, R h_j) / (h_j h_j).
+    With R = V - sum of all other components, w_j = max(0, R h_j) / (h_j h_j); w_j stays as it is
+    where h_j is zero but for rounding.
     Source: Cichocki, Zdunek and Amari 2007; Gillis and Glineur 2012, equation 4.
     """
     W = W.copy()
+    norms = np.linalg.norm(H, axis=1)
     for _ in range(inner):
         for j in range(W.shape[1]):
-            if H[j].any():
+            if norms[j] > 1e-14 * norms.max():
                 R = V - W @ H + np.outer(W[:, j], H[j])
                 W[:, j] = np.maximum(0, R @ H[j]) / (H[j] @ H[j])
     return W

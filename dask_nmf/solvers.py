@@ -15,6 +15,7 @@ import numpy as np
 from dask_nmf.types import Array
 
 _TINY = np.finfo(np.float64).tiny
+_ROUNDING = 1e-28  # of squared norms: a column 1e-14 times the largest is what is left of zero
 
 
 class Solver(Protocol):
@@ -66,7 +67,8 @@ class HALS:
     """Hierarchical alternating least squares: each column of F set to its exact optimum in turn.
 
     F_j = max(0, numer_j - sum over i != j of F_i gram_ij) / gram_jj. A column whose gram_jj is 0
-    is left as it is: its partner in the other factor is zero, and it may revive that one.
+    is left as it is: its partner in the other factor is zero, and it may revive that one. So is one
+    whose gram_jj is no more than rounding, which division would blow up.
 
     Parameters
     ----------
@@ -91,8 +93,9 @@ class HALS:
         numer_t = np.array(numer.T, dtype=np.float64, order="C")
         diagonal = np.diag(gram).astype(np.float64)
         others = gram - np.diag(diagonal)
+        live = np.flatnonzero(diagonal > _ROUNDING * diagonal.max())
         for _ in range(self.inner):
-            for j in np.flatnonzero(diagonal > 0):
+            for j in live:
                 Ft[j] = np.maximum(0.0, numer_t[j] - others[j] @ Ft) / diagonal[j]
         return np.ascontiguousarray(Ft.T)
 

@@ -214,3 +214,12 @@ def test_a_history_ends_where_the_factors_are() -> None:
         assert result.history[-1].bytes_read == max_passes * V.nbytes
         true = oracle.error(V, result.W.compute(), result.H)
         assert result.error == result.history[-1].error == pytest.approx(true, rel=1e-10)
+
+
+def test_what_rounding_leaves_of_a_column_is_zero() -> None:
+    """Found by hypothesis: a component that ends as 1e-17 on one path and as 0 on another."""
+    W = np.array([[0.30849114, 0.82422574, 0.10191594]])
+    H = np.array([[0.61010053], [0.73856053], [0.19790107]])
+    case = Case(np.array([[0.26161213]]), W, H, ((1,), (1,)))
+    for found, expected in zip(by_engine(case, HALS()), by_oracle(case, HALS()), strict=True):
+        close(found, expected)
