@@ -11,11 +11,10 @@ workers=${WORKERS:-2}
 worker_memory=${WORKER_MEMORY:-1GiB}
 
 folder=$(mktemp -d)  # logs, the scheduler's address, what workers spill
-processes=()
 stop() {
     code=$?
     trap - EXIT INT TERM
-    for process in "${processes[@]}"; do kill "$process" 2>/dev/null || true; done
+    for process in $(jobs -p); do kill "$process" 2>/dev/null || true; done
     wait
     if [ "$code" -eq 0 ]; then rm -rf "$folder"; else echo "logs: $folder" >&2; fi
     exit "$code"
@@ -33,13 +32,11 @@ export DASK_DISTRIBUTED__COMM__RETRY__COUNT=3
 file=$folder/scheduler.json
 dask scheduler --host 127.0.0.1 --port 0 --dashboard-address 127.0.0.1:0 \
     --scheduler-file "$file" >"$folder/scheduler.log" 2>&1 &
-processes+=($!)
 
 for number in $(seq "$workers"); do
     dask worker --scheduler-file "$file" --host 127.0.0.1 --dashboard-address 127.0.0.1:0 \
         --nworkers 1 --nthreads 1 --memory-limit "$worker_memory" --name "$number" \
         --local-directory "$folder" >"$folder/worker-$number.log" 2>&1 &
-    processes+=($!)
 done
 
 address=$(python - "$file" "$workers" <<'PYTHON'
@@ -53,4 +50,5 @@ PYTHON
 )
 echo "$workers workers at $address" >&2
 
-dask-nmf fit "$@" --scheduler "$address"
+dask-nmf fit "$@" --scheduler "$address" &
+wait $!  # not in the foreground, where bash would answer no signal until the run ends
