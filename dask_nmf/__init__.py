@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dask_nmf import oracle
     from dask_nmf.driver import factorize
+    from dask_nmf.heap import one_heap
     from dask_nmf.init import NNDSVD, Random
     from dask_nmf.output import open_result
     from dask_nmf.result import Result
@@ -37,6 +38,7 @@ _HOME = {
     "Status": "stopping",
     "SweepRecord": "types",
     "factorize": "driver",
+    "one_heap": "heap",
     "open_result": "output",
     "oracle": "oracle",
     "update_H": "stream",
@@ -53,6 +55,7 @@ __all__ = [
     "Status",
     "SweepRecord",
     "factorize",
+    "one_heap",
     "open_result",
     "oracle",
     "update_H",

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from dask_nmf.driver import factorize
+from dask_nmf.heap import one_heap
 from dask_nmf.output import open_result
 from dask_nmf.result import Result
 from dask_nmf.solvers import HALS, MU
@@ -34,6 +35,7 @@ logger = logging.getLogger("dask_nmf")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     arguments = _parser().parse_args(argv)
+    one_heap()
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logger.setLevel(logging.WARNING if arguments.quiet else logging.INFO)
     try:

@@ -81,6 +81,7 @@ def factorize(
         The start depends on (seed, shape, rank) only.
     memory : int or str, optional
         Limit in bytes, or such as "2GiB", for each worker process: blocks are made to fit.
+        Under threads call `one_heap` first.
     block_rows : int, optional
         Rows per block; chosen by size (64 MiB) and `memory` when None.
     missing : "error" or "zero"
@@ -88,7 +89,8 @@ def factorize(
     overwrite : bool
         Replace a finished result at `out`.
     callback : callable, optional
-        Called with each sweep's record; the run stops when it returns True.
+        Called with each sweep's record; the run stops when it returns True. (``tqdm.update``
+        returns True whenever it redraws: do not return its answer.)
 
     Returns
     -------

@@ -126,7 +126,7 @@ def open_matrix(V: Any, missing: Missing = "error") -> Matrix:
     if missing not in ("error", "zero"):
         raise ValueError(f"missing must be 'error' or 'zero', got {missing!r}")
     if isinstance(V, (str, os.PathLike)):
-        V = _open_path(os.fspath(V))
+        V = _open_path(absolute(V))
     if not isinstance(V, (zarr.Array, da.Array, np.ndarray)):
         raise TypeError(
             "V must be a zarr array, a path or URL of one, a dask array or a numpy array, got "
@@ -144,6 +144,12 @@ def open_matrix(V: Any, missing: Missing = "error") -> Matrix:
     if isinstance(V, np.ma.MaskedArray):
         raise TypeError("V must not be a masked array: fill it, or wait for masks to be supported")
     return Matrix(np.asarray(V), (V.shape[0], V.shape[1]), V.dtype, 1, "numpy array")
+
+
+def absolute(path: str | os.PathLike[str]) -> str:
+    """The path as workers with another working directory, and later readers, understand it."""
+    path = os.fspath(path)
+    return path if "://" in path else os.path.abspath(path)
 
 
 def _open_path(path: str) -> zarr.Array[Any]:

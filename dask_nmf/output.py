@@ -12,7 +12,7 @@ import zarr
 from zarr.codecs import Crc32cCodec
 
 from dask_nmf.blocks import even
-from dask_nmf.io import check_reachable, open_matrix
+from dask_nmf.io import absolute, check_reachable, open_matrix
 from dask_nmf.result import Result
 from dask_nmf.stopping import Status
 from dask_nmf.types import DaskArray, SweepRecord
@@ -58,6 +58,8 @@ def open_output(out: Any, V_uri: str, overwrite: bool, remote: bool) -> Output:
     """
     if not isinstance(out, (str, os.PathLike, zarr.Group)):
         raise TypeError(f"out must be a path, a URL or a zarr group, got {type(out).__name__}")
+    if not isinstance(out, zarr.Group):
+        out = absolute(out)
     group = _find(out)
     if group is not None:
         _check_replaceable(group, overwrite)
@@ -114,7 +116,7 @@ def _find(out: Any) -> Any:
     """The group at `out`, None if there is nothing; refuses anything else."""
     if isinstance(out, zarr.Group):
         return out
-    path = os.fspath(out)
+    path = absolute(out)
     try:
         found = zarr.open(path, mode="r")
     except FileNotFoundError:

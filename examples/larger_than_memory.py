@@ -6,10 +6,8 @@ factorization finds spectra (the rows of H) and how much of each lies in every p
 """
 
 import argparse
-import ctypes
 import logging
 import math
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -79,12 +77,6 @@ def make_V(path: Path, rows: int) -> zarr.Array[Any]:
     return V
 
 
-def one_heap() -> None:
-    """All threads share a heap. By default glibc gives each its own, and all keep freed blocks."""
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        libc.mallopt(-8, 1)  # M_ARENA_MAX; the same as MALLOC_ARENA_MAX=1 in the environment
-
-
 def peak_bytes() -> int | None:
     """The most memory this process ever held, or None where the system does not tell."""
     status = Path("/proc/self/status")
@@ -107,7 +99,7 @@ def main() -> None:
     logging.basicConfig(format="%(message)s")
     logging.getLogger("dask_nmf").setLevel(logging.INFO)  # the plan, then a line per sweep
 
-    one_heap()
+    dask_nmf.one_heap()  # before any threads, which would each have one
     options.folder.mkdir(parents=True, exist_ok=True)
     path, out = options.folder / "V.zarr", options.folder / "results.zarr"
     V = make_V(path, options.rows)

@@ -139,3 +139,10 @@ def test_installed_command(V: Path) -> None:
     assert json.loads(done.stdout)["converged"] is True
     assert "sweep 1 pass 2 error" in done.stderr
     assert "Warning" not in done.stderr
+
+
+def test_relative_paths_are_recorded_whole(V: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(V.parent)
+    result = dask_nmf.factorize("V.zarr", 2, out="out.zarr", tol=0.1)
+    assert result.parameters["V"] == f"file://{V}"
+    assert result.out == f"file://{V.parent / 'out.zarr'}"

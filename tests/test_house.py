@@ -16,7 +16,7 @@ PACKAGE = ROOT / "dask_nmf"
 
 # Each file may import from those before it.
 ORDER = (
-    "types blas options scheduler blocks solvers losses stopping "
+    "types heap blas options scheduler blocks solvers losses stopping "
     "stream io init result output driver cli"
 )
 
