@@ -123,7 +123,7 @@ def factorize(
     >>> import numpy as np
     >>> rng = np.random.default_rng(0)
     >>> V = rng.random((60, 3)) @ rng.random((3, 20))
-    >>> result = factorize(V, rank=3, tol=1e-6)
+    >>> result = factorize(V, rank=3, tol=0, max_passes=60)
     >>> result.W.shape, result.H.shape
     ((60, 3), (3, 20))
     >>> bool(result.error < 0.01)
