@@ -25,10 +25,10 @@ def test_the_demo_through_zarr(tmp_path: Path, chunks: tuple[int, int], seed: in
 
 
 # Restarts agree on these to 1e-12, and so do scikit-learn's cd and alternating exact least squares
-# by scipy's nnls. (For k = 3 the figure 0.50269832553 is about too: 1e-8 below what any of the
-# three reaches, in 80 starts, and this one with its digits in another order.)
+# by scipy's nnls. (For k = 3 the figure 0.50269832553 is about too, 1e-8 below what any of the
+# three reaches in 80 starts: this one with a 2 for a 3.)
 @pytest.mark.parametrize(
-    ("rank", "best"), [(2, 0.55636662789), (3, 0.50269833552), (5, 0.43197873070)]
+    ("rank", "best"), [(2, 0.55636662789), (3, 0.50269833553), (5, 0.43197873070)]
 )
 def test_best_known_errors_of_all_aml(rank: int, best: float) -> None:
     """Gene expression of Golub et al. 1999."""
