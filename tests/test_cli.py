@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -146,3 +147,20 @@ def test_relative_paths_are_recorded_whole(V: Path, monkeypatch: pytest.MonkeyPa
     result = dask_nmf.factorize("V.zarr", 2, out="out.zarr", tol=0.1)
     assert result.parameters["V"] == f"file://{V}"
     assert result.out == f"file://{V.parent / 'out.zarr'}"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a bash script")
+def test_the_recipe_of_a_local_cluster(V: Path) -> None:
+    script = Path(__file__).parents[1] / "cluster" / "local_tcp.sh"
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    done = subprocess.run(
+        [script, V, V.parent / "out.zarr", "--rank", "2", "--tol", "0.1", "--block-rows", "10"],
+        env=os.environ | {"PATH": path},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert summary["scheduler"].startswith("tcp://127.0.0.1:")
+    assert summary["error"] == dask_nmf.factorize(V, 2, tol=0.1, block_rows=10).error
