@@ -58,20 +58,22 @@ def open_output(out: Any, V_uri: str, overwrite: bool, remote: bool) -> Output:
     """
     if not isinstance(out, (str, os.PathLike, zarr.Group)):
         raise TypeError(f"out must be a path, a URL or a zarr group, got {type(out).__name__}")
-    if not isinstance(out, zarr.Group):
+    if isinstance(out, zarr.Group):
+        uri = str(out.store_path)
+    else:
         out = absolute(out)
+        uri = out if "://" in out else f"file://{out}"
     group = _find(out)
     if group is not None:
         _check_replaceable(group, overwrite)
+    if V_uri == uri or V_uri.startswith(uri + "/") or uri.startswith(V_uri + "/"):
+        raise ValueError(f"out must lie apart from V, got {uri} for V in {V_uri}")
     try:
         if group is None:
             zarr.create_group(out, zarr_format=3)
         # Not by the consolidated metadata: what is written next would not be in it.
         where = (out.store, out.path) if isinstance(out, zarr.Group) else (out, None)
         group = zarr.open_group(where[0], path=where[1], mode="r+", use_consolidated=False)
-        uri = str(group.store_path)
-        if V_uri == uri or V_uri.startswith(uri + "/") or uri.startswith(V_uri + "/"):
-            raise ValueError(f"out must lie apart from V, got {uri} for V in {V_uri}")
         check_reachable("out", group.store, remote)
         _check_writable(group)
     except OSError as error:

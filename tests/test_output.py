@@ -182,6 +182,10 @@ def test_out_must_not_be_V(tmp_path: Path) -> None:
         dask_nmf.factorize(tmp_path / "V.zarr", 2, out=tmp_path / "V.zarr")
     with pytest.raises((ValueError, OSError)):
         dask_nmf.factorize(tmp_path / "V.zarr", 2, out=tmp_path / "V.zarr" / "c")
+    before = _bytes_of(tmp_path)
+    with pytest.raises(ValueError, match="out must lie apart from V"):
+        dask_nmf.factorize(tmp_path / "V.zarr", 2, out=tmp_path / "V.zarr" / "results")
+    assert _bytes_of(tmp_path) == before
     assert np.array_equal(zarr.open_array(tmp_path / "V.zarr", mode="r")[:], V)
 
 
