@@ -74,7 +74,8 @@ def factorize(
     tol : float
         Stop when the error falls by less than this, relative, in a sweep; 0 never does.
     max_passes : int
-        At most this many reads of V, the first pass and the start's included.
+        At most this many reads of V, the first pass and the start's included; one more where a
+        very close fit has to be measured (see Notes).
     max_seconds : float, optional
         Stop after the sweep that ends later than this.
     seed : int

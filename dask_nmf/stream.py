@@ -170,11 +170,11 @@ def first_pass(V: DaskArray) -> Sums:
         V's squares overflow.
     """
     rows = V.map_blocks(
-        _inspect, dtype=np.float64, chunks=(1, 4), meta=np.empty((0, 0)), token="nmf-inspect"
+        _inspect, dtype=np.float64, chunks=(1, 3), meta=np.empty((0, 0)), token="nmf-inspect"
     ).compute()
     with np.errstate(over="ignore"):
         total, squares = rows[:, 0].sum(), rows[:, 1].sum()
-    sums = Sums(float(total), float(squares), float(rows[:, 2].min()), float(rows[:, 3].max()))
+    sums = Sums(float(total), float(squares), float(rows[:, 2].max()))
     _check_range(sums, V.dtype)
     return sums
 
@@ -245,7 +245,7 @@ def _partial_residual(V_b: Array, W_b: Array, H: Array) -> Array:
 
 
 def _inspect(V_b: Array, block_info: Any = None) -> Array:
-    """[[sum, sum of squares, min, max]] of a block in float64; raises at a bad entry."""
+    """[[sum, sum of squares, max]] of a block in float64; raises at a bad entry."""
     low, high = V_b.min(), V_b.max()  # both are NaN if any entry is
     if not (low >= 0 and np.isfinite(high)):
         bad = ~(np.isfinite(V_b) & (V_b >= 0))
@@ -262,7 +262,7 @@ def _inspect(V_b: Array, block_info: Any = None) -> Array:
             slab = V_b[start : start + rows].astype(np.float64)
             total += float(slab.sum())
             squares += float(np.einsum("ij,ij->", slab, slab))
-    return np.array([[total, squares, low, high]], dtype=np.float64)
+    return np.array([[total, squares, high]], dtype=np.float64)
 
 
 # ------------------------------------------------------------------------------ graph building

@@ -56,7 +56,6 @@ class Sums:
 
     total: float
     squares: float
-    minimum: float
     maximum: float
 
 

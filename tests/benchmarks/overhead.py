@@ -35,7 +35,7 @@ def main() -> None:
         threads = [seconds_per_sweep(paths[blocks], sweeps) for blocks in BLOCKS]
     with (
         LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address="127.0.0.1:0"
         ) as cluster,
         Client(cluster),
     ):
