@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from dask_nmf.heap import one_heap
     from dask_nmf.init import NNDSVD, Random
     from dask_nmf.output import open_result
+    from dask_nmf.planner import plan
+    from dask_nmf.plans import Plan
     from dask_nmf.result import Result
     from dask_nmf.solvers import HALS, MU
     from dask_nmf.stopping import Status
@@ -33,6 +35,7 @@ _HOME = {
     "HALS": "solvers",
     "MU": "solvers",
     "NNDSVD": "init",
+    "Plan": "plans",
     "Random": "init",
     "Result": "result",
     "Status": "stopping",
@@ -41,6 +44,7 @@ _HOME = {
     "one_heap": "heap",
     "open_result": "output",
     "oracle": "oracle",
+    "plan": "planner",
     "update_H": "stream",
     "update_W": "stream",
 }
@@ -50,6 +54,7 @@ __all__ = [
     "MU",
     "NNDSVD",
     "ConvergenceWarning",
+    "Plan",
     "Random",
     "Result",
     "Status",
@@ -58,6 +63,7 @@ __all__ = [
     "one_heap",
     "open_result",
     "oracle",
+    "plan",
     "update_H",
     "update_W",
 ]

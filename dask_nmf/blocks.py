@@ -1,8 +1,12 @@
-"""The row blocks of V and their bytes: pure arithmetic on shapes, no arrays."""
+"""The blocks of V and their bytes: pure arithmetic on shapes, no arrays.
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from math import ceil
+A block is made of whole rows of V where they fit, of whole columns (rows of V.T) where that is
+cheaper, and is a tile of both where neither fits; then a sweep costs two reads instead of one.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from math import ceil, log
 
 from dask.utils import format_bytes
 
@@ -18,14 +22,42 @@ BASE_BYTES = 165 * 2**20
 FACTOR_COPIES = 5
 """float64 (rows, k) arrays alive in a half-step: V @ H.T, F, both transposed, the result."""
 
+H_COPIES = 6
+"""float64 (k, n) arrays on the driver: H, the new one, W.T @ V, and HALS's transposed copies."""
+
+FAN_IN = 8
+"""Sums over blocks are trees of this width over the block index: the same bits on any cluster."""
+
+_TRANSPOSE_GAIN = 1.25  # it costs a pass more at the start: not worth it for less
+
 
 @dataclass(frozen=True)
 class Geometry:
     """What the memory of a pass depends on. Sizes in rows, columns and bytes per number.
 
-    `heights` are the row chunks, which are not cut: one number for a regular grid, else all of
-    them. `stored` is the bytes per number of a decoded chunk that is copied into its block, 0
-    where blocks need no copy. `target` is the wanted size of a block.
+    Attributes
+    ----------
+    m, n, rank : int
+    itemsize, stored : int
+        Bytes per number in a block and in the store.
+    chunk, piece : (int, int)
+        Of what lies under one key of the store, and the least of it that can be read at its own
+        cost: an inner chunk of a mapped shard, one number where nothing has to be decoded.
+    beside : float
+        Bytes held beside the block, per stored byte of the piece that is put into it.
+    extra : float
+        Bytes held beside the block, per stored byte of the block.
+    threads, processes : int
+    resident : int
+        Bytes of V that each process holds anyway.
+    W_on_disk : bool
+        Whether W lies in a store between two passes, or in the workers' memory.
+    start_width : int
+        Columns of the (m, width) array that the start holds in the workers' memory.
+    local : bool
+        Whether the driver's own arrays are in the same process.
+    target : int
+        The wanted bytes of a block.
     """
 
     m: int
@@ -33,97 +65,203 @@ class Geometry:
     rank: int
     itemsize: int
     stored: int
-    heights: int | Sequence[int]
+    chunk: tuple[int, int]
+    piece: tuple[int, int]
     threads: int
     processes: int
+    beside: float = 1.0
+    extra: float = 0.0
+    resident: int = 0
+    W_on_disk: bool = False
+    start_width: int = 0
+    local: bool = True
     target: int = TARGET_BYTES
 
     @property
-    def tallest(self) -> int:
-        return self.heights if isinstance(self.heights, int) else max(self.heights)
+    def T(self) -> "Geometry":
+        """That of V.T."""
+        chunk, piece = self.chunk[::-1], self.piece[::-1]
+        return replace(self, m=self.n, n=self.m, chunk=chunk, piece=piece)
 
-    def peak_bytes(self, rows: int) -> int:
-        """Projected peak of one process with blocks of `rows` rows.
+    def parts(self, rows: int, columns: int) -> dict[str, int]:
+        """Projected bytes of one process with blocks of that size, by what they are for.
 
-        threads x (block + decoded chunk + factors of the block + one set of partial products)
-        + the old and the new W + sums in the reduction tree, H's and their copies + the process.
+        threads x (block + what is decoded into it + factors of the block + partial products)
+        + W + sums in their trees + H and its copies + the process itself.
         """
-        products = self.rank * self.n
-        block = rows * self.n * (self.itemsize + self.stored)
-        factors = FACTOR_COPIES * rows * self.rank * 8
-        task = block + factors + products * (self.itemsize + 8)
-        return (
-            BASE_BYTES
-            + self.threads * task
-            + 2 * ceil(self.m / self.processes) * self.rank * self.itemsize
-            + 12 * products * 8
-        )
+        k, itemsize = self.rank, self.itemsize
+        piece = min(rows, self.piece[0]) * min(columns, self.piece[1]) * self.stored
+        block = rows * columns * (itemsize + self.extra * self.stored) + self.beside * piece
+        factors = rows * k * (FACTOR_COPIES * 8 + 2 * itemsize * self.W_on_disk)
+        per_process = ceil(self.m / self.processes)
+        W = 0 if self.W_on_disk else 2 * per_process * k * itemsize
+        start = per_process * self.start_width * 8
+        sums = _live_sums(ceil(self.m / rows)) * k * columns * 8
+        if columns < self.n:
+            sums += _live_sums(ceil(self.n / columns)) * rows * k * 8
+        return {
+            "process": BASE_BYTES + self.resident,
+            "blocks": self.threads * ceil(block),
+            "half-steps": self.threads * (factors + k * columns * (itemsize + 8)),
+            "sums": sums,
+            "W": max(W, start),
+            "H": (H_COPIES if self.local else 2) * k * self.n * 8,
+        }
+
+    def peak_bytes(self, rows: int, columns: int | None = None) -> int:
+        """Projected peak of one process."""
+        return sum(self.parts(rows, columns or self.n).values())
+
+    def cost(self, rows: int) -> float:
+        """Bytes moved in a pass, as if by one thread: what the orientation is chosen by."""
+        blocks = ceil(self.m / rows)
+        copied = 2 if self.chunk[1] < self.n else 1
+        moved = copied * self.m * self.n * self.itemsize + 2 * blocks * self.rank * self.n * 8
+        return moved / min(blocks, self.threads * self.processes)
 
 
-def row_blocks(
+@dataclass(frozen=True)
+class Grid:
+    """The blocks of V, or of V.T if transposed: heights by widths."""
+
+    heights: tuple[int, ...]
+    widths: tuple[int, ...]
+    transposed: bool = False
+
+    @property
+    def chunks(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        return self.heights, self.widths
+
+    @property
+    def reads_per_sweep(self) -> int:
+        return 1 if len(self.widths) == 1 else 2
+
+    @property
+    def blocks(self) -> int:
+        return len(self.heights) * len(self.widths)
+
+    @property
+    def tasks(self) -> int:
+        """About so many dask tasks in a sweep: 4 per block, 1 per node of the two trees."""
+        return 4 * self.blocks + 2 * _nodes(len(self.heights)) * len(self.widths)
+
+
+def choose_grid(
     geometry: Geometry, memory: int | None = None, block_rows: int | None = None
-) -> tuple[int, ...]:
-    """The heights of the row blocks: whole chunks, joined up to the target or to `memory`.
+) -> Grid:
+    """The blocks that cost least within `memory`.
 
     Raises
     ------
     ValueError
-        If `block_rows` cuts chunks, or if blocks of single chunks exceed `memory`.
+        If `block_rows` cuts what is decoded in one piece, or if nothing fits `memory`.
     """
-    tallest = geometry.tallest
     if block_rows is not None:
-        if block_rows % tallest:
-            raise ValueError(
-                f"block_rows must be a multiple of V's {tallest:,} rows per chunk, so that no "
-                f"chunk is read twice; got {block_rows:,}"
-            )
-        rows = block_rows
-    else:
-        row_bytes = geometry.n * geometry.itemsize
-        rows = max(geometry.target // row_bytes, ceil(geometry.m / MAX_BLOCKS))
-        if memory is not None:
-            rows = min(rows, _rows_within(geometry, memory))
-        rows = max(rows // tallest, 1) * tallest
-    rows = min(rows, geometry.m)
-    if memory is not None and geometry.peak_bytes(rows) > memory:
-        raise ValueError(_refusal(geometry, memory, rows))
-    if isinstance(geometry.heights, int):
-        return even(geometry.m, rows)
-    return _join(geometry.heights, rows)
+        rows = _given(geometry, block_rows)
+        if memory is not None and geometry.peak_bytes(rows) > memory:
+            raise ValueError(_refusal(geometry, memory, rows, geometry.n))
+        return Grid(even(geometry.m, rows), (geometry.n,))
+    sides = (geometry, geometry.T)
+    by_row, by_column = (block_height(side, memory) for side in sides)
+    if by_row and by_column and sides[0].cost(by_row) <= _TRANSPOSE_GAIN * sides[1].cost(by_column):
+        by_column = 0
+    if by_column:
+        return Grid(even(geometry.n, by_column), (geometry.m,), transposed=True)
+    if by_row:
+        return Grid(even(geometry.m, by_row), (geometry.n,))
+    assert memory is not None
+    rows, columns = _tile(geometry, memory)
+    return Grid(even(geometry.m, rows), even(geometry.n, columns))
 
 
-def _rows_within(geometry: Geometry, memory: int) -> int:
-    """The tallest block with which a process stays within memory; may be 0."""
-    fixed = geometry.peak_bytes(0)
-    return max(0, memory - fixed) // (geometry.peak_bytes(1) - fixed)
+def block_height(geometry: Geometry, memory: int | None) -> int:
+    """Rows of a block of whole rows: near the target, whole chunks if they fit; 0: nothing does."""
+    wanted = max(geometry.target // (geometry.n * geometry.itemsize), ceil(geometry.m / MAX_BLOCKS))
+
+    def fits(rows: int) -> bool:
+        return memory is None or geometry.peak_bytes(min(rows, geometry.m)) <= memory
+
+    return _whole(geometry.m, geometry.chunk[0], geometry.piece[0], wanted, fits)
 
 
-def _refusal(geometry: Geometry, memory: int, rows: int) -> str:
-    fits = _rows_within(geometry, memory)
-    needs = geometry.peak_bytes(rows)
+def _whole(size: int, chunk: int, piece: int, wanted: int, fits: Callable[[int], bool]) -> int:
+    """The largest length up to `wanted` of whole chunks, else of whole pieces; 0 if none fits."""
+    for unit in _units(chunk, piece):
+        if fits(unit) and (unit <= wanted or unit == piece or unit == chunk == piece):
+            times = max(1, wanted // unit)
+            while times > 1 and not fits(times * unit):
+                times -= max(1, times // 64)
+            return min(times * unit, size)
+    return 0
+
+
+def _units(chunk: int, piece: int) -> Iterator[int]:
+    """A chunk, its halves, thirds and so on that are whole pieces, and a piece."""
+    yield chunk
+    for parts in range(2, 65):
+        if chunk % parts == 0 and chunk // parts % piece == 0:
+            yield chunk // parts
+    yield piece
+
+
+def _tile(geometry: Geometry, memory: int) -> tuple[int, int]:
+    """Rows and columns of a block where neither whole rows nor whole columns fit."""
+    (high, wide), (least, narrow) = geometry.chunk, geometry.piece
+    for rows in _units(high, least):
+        wanted = max(1, geometry.target // (rows * geometry.itemsize))
+
+        def fits(columns: int, rows: int = rows) -> bool:
+            return geometry.peak_bytes(rows, min(columns, geometry.n)) <= memory
+
+        if columns := _whole(geometry.n, wide, narrow, wanted, fits):
+            return min(rows, geometry.m), columns
+    raise ValueError(_refusal(geometry, memory, least, narrow))
+
+
+def _given(geometry: Geometry, block_rows: int) -> int:
+    piece = geometry.piece[0]
+    if block_rows % piece and block_rows < geometry.m:
+        raise ValueError(
+            f"block_rows must be a multiple of the {piece:,} rows of V that are decoded at once, "
+            f"so that no chunk is read twice; got {block_rows:,}"
+        )
+    return min(block_rows, geometry.m)
+
+
+def _refusal(geometry: Geometry, memory: int, rows: int, columns: int) -> str:
+    needs = geometry.peak_bytes(rows, columns)
+    parts = geometry.parts(rows, columns)
+    listed = ", ".join(f"{name} {format_bytes(size)}" for name, size in parts.items() if size)
     text = (
-        f"memory={format_bytes(memory)} is too small: blocks of {rows:,} rows on "
-        f"{geometry.threads} threads need {format_bytes(needs)} per process "
-        f"({format_bytes(geometry.peak_bytes(0))} of it whatever the blocks). "
-        f"Raise memory= to {format_bytes(needs)}, use fewer threads "
-        "(dask.config.set(num_workers=1))"
+        f"memory={format_bytes(memory)} is too small: blocks of {rows:,} x {columns:,} on "
+        f"{geometry.threads} threads need {format_bytes(needs)} per process ({listed}). "
+        f"Raise memory= to {format_bytes(needs)}"
     )
-    if fits:
-        return text + f", or rechunk V to at most {fits:,} rows per chunk"
-    return text + ", or a smaller rank"
+    if geometry.threads > 1:
+        text += ", use fewer threads (dask.config.set(num_workers=1))"
+    if not geometry.W_on_disk and parts["W"] > 0.1 * needs:
+        text += ", keep W on disk with out="
+    one = replace(geometry, piece=(1, 1), chunk=(1, 1))
+    rows = block_height(one, memory)
+    if rows:
+        return text + f", or rechunk V to at most {rows:,} rows per chunk (dask-nmf rechunk)"
+    return text + ", or take a smaller rank"
 
 
-def _join(heights: Sequence[int], target: int) -> tuple[int, ...]:
-    """Consecutive chunks joined while they stay within the target height."""
-    joined: list[int] = []
-    current = 0
-    for height in heights:
-        if current and current + height > target:
-            joined.append(current)
-            current = 0
-        current += height
-    joined.append(current)
-    return tuple(joined)
+def _live_sums(blocks: int) -> int:
+    """Partial sums alive at once: up to FAN_IN - 1 wait on each level of the tree."""
+    levels = ceil(log(blocks, FAN_IN)) if blocks > 1 else 0
+    return (FAN_IN - 1) * levels + 1
+
+
+def _nodes(leaves: int) -> int:
+    """Nodes of a tree of sums."""
+    nodes = 0
+    while True:
+        leaves = ceil(leaves / FAN_IN)
+        nodes += leaves
+        if leaves == 1:
+            return nodes
 
 
 def even(total: int, height: int) -> tuple[int, ...]:

@@ -3,27 +3,33 @@
 import logging
 import time
 import warnings
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
+import dask.array as da
 import numpy as np
-from dask.utils import format_bytes, format_time
+from dask.utils import format_time
 
 from dask_nmf.blas import one_blas_thread
-from dask_nmf.blocks import Geometry, row_blocks
-from dask_nmf.init import NNDSVD, Given, make_start
-from dask_nmf.io import Matrix, Missing, check_reachable, open_matrix
+from dask_nmf.blocks import Grid
+from dask_nmf.init import NNDSVD, Given, Start
+from dask_nmf.io import Matrix, Missing
 from dask_nmf.losses import Frobenius, cancellation, make_loss, relative
-from dask_nmf.options import check_options
-from dask_nmf.output import open_output
+from dask_nmf.options import Options
+from dask_nmf.output import IN_MEMORY, Output, open_output, read_rows
+from dask_nmf.planner import prepare
+from dask_nmf.plans import Plan
 from dask_nmf.result import Result
-from dask_nmf.scheduler import Scheduler, active_scheduler
 from dask_nmf.solvers import MU, Solver, make_solver
 from dask_nmf.stopping import Status, stop
-from dask_nmf.stream import first_pass, squared_residual, sweep
+from dask_nmf.stream import first_pass, products, squared_residual, sweep
 from dask_nmf.types import (
+    AnyArray,
+    Array,
     Callback,
     ConvergenceWarning,
+    DaskArray,
+    Products,
     State,
     Sums,
     SweepRecord,
@@ -65,7 +71,8 @@ def factorize(
     rank : int
         k, the number of components.
     out : path, URL or zarr group, optional
-        Where W, H and the history go, as a zarr group. None keeps W in the workers' memory.
+        Where W, H and the history go, as a zarr group; W lies there between sweeps, too. None
+        keeps W in the workers' memory.
     loss : "frobenius"
     solver : "auto", "hals", "mu" or an object
         "auto" is ``HALS(inner=5)``.
@@ -81,8 +88,9 @@ def factorize(
     seed : int
         The start depends on (seed, shape, rank) only.
     memory : int or str, optional
-        Limit in bytes, or such as "2GiB", for each worker process: blocks are made to fit.
-        Under threads call `one_heap` first.
+        Limit in bytes, or such as "2GiB", for each worker process: blocks are made to fit, and
+        what is to spare keeps blocks of V. None: 60 % of what the workers, the container or the
+        machine allow.
     block_rows : int, optional
         Rows per block; chosen by size (64 MiB) and `memory` when None.
     missing : "error" or "zero"
@@ -131,93 +139,135 @@ def factorize(
     True
     """
     began = time.perf_counter()
-    loss, solver, start = make_loss(loss), make_solver(solver), make_start(init)
-    options = check_options(
-        rank=rank,
+    loss, solver = make_loss(loss), make_solver(solver)
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback must be callable, got {callback!r}")
+    job = prepare(
+        V,
+        rank,
+        out=out,
+        init=init,
         tol=tol,
         max_passes=max_passes,
         max_seconds=max_seconds,
         seed=seed,
         memory=memory,
         block_rows=block_rows,
-        start_passes=start.passes,
+        missing=missing,
     )
-    if callback is not None and not callable(callback):
-        raise TypeError(f"callback must be callable, got {callback!r}")
-    matrix = open_matrix(V, missing)
-    start.check(matrix.shape, options.rank)
+    plan, options, start = job.plan, job.options, job.start
     if isinstance(start, NNDSVD) and start.fill is None and isinstance(solver, MU):
         warnings.warn(_MU_AND_ZEROS, UserWarning, stacklevel=2)
-    scheduler = active_scheduler()
-    check_reachable("V", getattr(matrix.source, "store", None), scheduler.remote)
-    heights = row_blocks(
-        _geometry(matrix, options.rank, scheduler), options.memory, options.block_rows
-    )
-    output = None if out is None else open_output(out, matrix.uri, overwrite, scheduler.remote)
-    _log_plan(matrix, options.rank, heights, scheduler)
+    output = None
+    if out is not None:
+        remote, needs = job.scheduler.remote, plan.disk_bytes
+        output = open_output(out, job.matrix.uri, overwrite, remote, needs)
+    for line in repr(plan).splitlines():
+        logger.info(line)
 
-    with one_blas_thread:  # the driver's own small products too
-        if scheduler.remote:
-            matrix = matrix.held_by_workers(heights)
-        sums = first_pass(matrix.blocks(heights))
-        W, H = start.factors(matrix.blocks(heights), options.rank, sums, options.seed)
-        state = State(W, H, passes=1 + start.passes)
+    with one_blas_thread, job.threads():  # the driver's own small products too
+        matrix, grid = job.streamed(), plan.grid
+        sums = first_pass(matrix.blocks(grid), plan.transposed)
+        state = _begin(matrix, plan, options, start, sums)
         asked = False
         while (status := stop(state.history, options, asked)) is Status.RUNNING:
-            state = _sweep(state, matrix, heights, loss, solver, sums, began)
+            state = _sweep(state, matrix, grid, loss, solver, sums, output, began)
             asked = _report(state, callback)
-
-    logger.info("%s: %s", status.name.lower(), status.value)
-    parameters = {
-        "shape": list(matrix.shape),
-        "dtype": str(H.dtype),
-        "V": matrix.uri,
-        "loss": "frobenius",
-        "solver": repr(solver),
-        "init": "given" if isinstance(start, Given) else repr(start),
-        **asdict(options),
-        "missing": missing,
-        "blocks": len(heights),
-        "block_rows": max(heights),
-        "scheduler": scheduler.name,
-    }
-    result = Result(state.W, state.H, state.history, status, parameters, state.dead)
-    if output is not None:
-        result = output.write(result)
+        logger.info("%s: %s", status.name.lower(), status.value)
+        W, H = _factors(state, plan)
+        parameters = {
+            "shape": list(plan.shape),
+            "dtype": str(H.dtype),
+            "V": plan.V,
+            "loss": "frobenius",
+            "solver": repr(solver),
+            "init": "given" if isinstance(start, Given) else repr(start),
+            **asdict(options),
+            "missing": missing,
+            "blocks": plan.blocks,
+            "block_rows": plan.block[0],
+            "scheduler": plan.scheduler,
+        }
+        result = Result(W, H, state.history, status, parameters, state.dead, plan=plan)
+        if output is not None:
+            result = output.write(result)
     # Last, so that a caller who turns warnings into errors loses nothing.
     if options.tol > 0 and status in (Status.MAX_PASSES, Status.MAX_SECONDS):
         warnings.warn(_not_converged(state, status), ConvergenceWarning, stacklevel=2)
     return result
 
 
+def _begin(matrix: Matrix, plan: Plan, options: Options, start: Start, sums: Sums) -> State:
+    """The start. On the transpose W is V's H: the first thing needed is its half-step for H."""
+    V = matrix.blocks(plan.grid)
+    W, H = start.factors(V, options.rank, sums, options.seed, plan.transposed)
+    if not plan.transposed:
+        return State(W, H, passes=plan.passes_before)
+    return State(W, H, passes=plan.passes_before, products=products(matrix.blocks(plan.grid), W))
+
+
 def _sweep(
     state: State,
     matrix: Matrix,
-    heights: tuple[int, ...],
+    grid: Grid,
     loss: Frobenius,
     solver: Solver,
     sums: Sums,
+    output: Output | None,
     began: float,
 ) -> State:
-    """One pass over V: W row block by row block, then H from the sums over the blocks."""
-    V, close = matrix.blocks(heights), cancellation(working_dtype(matrix.dtype))
+    """One sweep: W row block by row block, then H from the sums over the blocks.
+
+    On the transpose, where H is what is made block by block, the sweep still begins with W, which
+    is the small factor there: from the sums that the visit before has left.
+    """
+    close = cancellation(working_dtype(matrix.dtype))
     residual = state.error < 2 * close
-    W, products = sweep(V, state.W, state.H, solver, residual=residual)
-    H = solver.improve(state.H.T, products.WtV.T, products.WtW).T
-    H = np.ascontiguousarray(H, dtype=state.H.dtype)
-    error, passes = loss.error(sums, products, state.H, H), state.passes + 1
+    number = len(state.history) + 1
+    old = _half_step(solver, state.H, state.products) if state.products else state.H
+    target = None
+    if output is not None:
+        (m, k), rows = state.W.shape, max(grid.heights)
+        target = output.generation(number, (m, k), rows, state.W.dtype)
+    W, made = sweep(matrix.blocks(grid), state.W, old, solver, residual=residual, target=target)
+    H = old if grid.transposed else _half_step(solver, old, made)
+    if output is not None:
+        W = read_rows(target)
+        output.forget(number - 1)
+    error, passes = loss.error(sums, made, old, H), state.passes + grid.reads_per_sweep
     if error < close and not residual:  # this close the sums cancel: measure it, once
-        error = relative(squared_residual(matrix.blocks(heights), W, H), sums)
+        error = relative(squared_residual(matrix.blocks(grid), W, H), sums)
         passes += 1
     record = SweepRecord(
-        sweep=len(state.history) + 1,
+        sweep=number,
         passes=passes,
         error=error,
         seconds=time.perf_counter() - began,
-        bytes_read=passes * matrix.nbytes,
+        bytes_read=passes * matrix.nbytes - (passes - 1) * matrix.kept_bytes,
     )
-    dead = int(np.sum((np.diag(products.WtW) == 0) | ~H.any(axis=1)))
-    return replace(state, W=W, H=H, passes=passes, history=(*state.history, record), dead=dead)
+    return State(
+        W,
+        H,
+        passes,
+        history=(*state.history, record),
+        dead=int(np.sum((np.diag(made.WtW) == 0) | ~H.any(axis=1))),
+        products=made if grid.transposed else None,
+    )
+
+
+def _half_step(solver: Solver, H: Array, made: Products) -> Array:
+    """H * (W.T @ V) / ((W.T @ W) @ H), for the MU solver."""
+    improved = solver.improve(H.T, made.WtV.T, made.WtW).T
+    return np.ascontiguousarray(improved, dtype=H.dtype)
+
+
+def _factors(state: State, plan: Plan) -> tuple[DaskArray, AnyArray]:
+    """W and H of V, from those of what was streamed."""
+    if not plan.transposed:
+        return state.W, state.H
+    W = da.from_array(np.ascontiguousarray(state.H.T), chunks=-1)
+    H = state.W.T
+    return W, np.ascontiguousarray(H.compute()) if H.nbytes <= IN_MEMORY else H
 
 
 def _report(state: State, callback: Callback | None) -> bool:
@@ -235,35 +285,6 @@ def _report(state: State, callback: Callback | None) -> bool:
         format_time(seconds),
     )
     return callback is not None and callback(now) is True
-
-
-def _geometry(matrix: Matrix, rank: int, scheduler: Scheduler) -> Geometry:
-    return Geometry(
-        m=matrix.shape[0],
-        n=matrix.shape[1],
-        rank=rank,
-        itemsize=working_dtype(matrix.dtype).itemsize,
-        stored=matrix.copied_itemsize,
-        heights=matrix.heights,
-        threads=scheduler.threads,
-        processes=scheduler.processes,
-        target=matrix.target_bytes,
-    )
-
-
-def _log_plan(matrix: Matrix, rank: int, heights: tuple[int, ...], scheduler: Scheduler) -> None:
-    logger.info(
-        "V %d x %d %s (%s) in %d blocks of up to %d rows, rank %d, on %s with %d x %d threads",
-        *matrix.shape,
-        matrix.dtype,
-        format_bytes(matrix.nbytes),
-        len(heights),
-        max(heights),
-        rank,
-        scheduler.name,
-        scheduler.processes,
-        scheduler.threads,
-    )
 
 
 def _not_converged(state: State, status: Status) -> str:

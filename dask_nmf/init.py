@@ -7,11 +7,13 @@ import dask
 import dask.array as da
 import numpy as np
 
+from dask_nmf.blocks import FAN_IN, Grid
 from dask_nmf.io import from_rows, open_matrix
-from dask_nmf.stream import FAN_IN, gram, matmul
+from dask_nmf.stream import gram, matmul
 from dask_nmf.types import Array, DaskArray, Sums
 
 _STREAM_ROWS = 4096  # one random stream per so many rows
+_OVERSAMPLE = 10  # directions more than asked for, which make the asked ones accurate
 _W, _H, _SKETCH, _FILL_W, _FILL_H = range(5)  # what a stream is for
 
 
@@ -27,8 +29,14 @@ class Start(Protocol):
         """Refuse what can be refused before V is read."""
         ...
 
-    def factors(self, V: DaskArray, rank: int, sums: Sums, seed: int) -> tuple[DaskArray, Array]:
-        """W0 (m, k) with V's row blocks, lazy, and H0 (k, n)."""
+    def width(self, rank: int) -> int:
+        """Columns of the (m, width) array that it holds in the workers' memory."""
+        ...
+
+    def factors(
+        self, V: DaskArray, rank: int, sums: Sums, seed: int, transposed: bool = False
+    ) -> tuple[DaskArray, Array]:
+        """W0 (m, k) with V's row blocks, lazy, and H0 (k, n); V.T's, if V is the transpose."""
         ...
 
 
@@ -71,10 +79,16 @@ class Random:
     def check(self, shape: tuple[int, int], rank: int) -> None:
         """Any shape and rank will do."""
 
-    def factors(self, V: DaskArray, rank: int, sums: Sums, seed: int) -> tuple[DaskArray, Array]:
+    def width(self, rank: int) -> int:
+        return 0
+
+    def factors(
+        self, V: DaskArray, rank: int, sums: Sums, seed: int, transposed: bool = False
+    ) -> tuple[DaskArray, Array]:
         (m, n), scale = V.shape, float(np.sqrt(sums.total / V.size / rank))
-        W = NormalRows((m, rank), scale, seed, _W, V.dtype)
-        H = NormalRows((n, rank), scale, seed, _H, V.dtype)
+        for_W, for_H = (_H, _W) if transposed else (_W, _H)
+        W = NormalRows((m, rank), scale, seed, for_W, V.dtype)
+        H = NormalRows((n, rank), scale, seed, for_H, V.dtype)
         return from_rows(W, V.chunks[0]), np.ascontiguousarray(H[:].T)
 
 
@@ -118,7 +132,12 @@ class NNDSVD:
                 f"rank {rank}: use init='random'"
             )
 
-    def factors(self, V: DaskArray, rank: int, sums: Sums, seed: int) -> tuple[DaskArray, Array]:
+    def width(self, rank: int) -> int:
+        return rank + _OVERSAMPLE
+
+    def factors(
+        self, V: DaskArray, rank: int, sums: Sums, seed: int, transposed: bool = False
+    ) -> tuple[DaskArray, Array]:
         U, singular, Rt = singular_triplets(V, rank, seed, self.power)
         halves = [da.maximum(sign * U, 0) for sign in (1, -1)]
         U_squares = [(half**2).sum(axis=0, split_every=FAN_IN) for half in halves]
@@ -131,24 +150,25 @@ class NNDSVD:
         weight = np.sqrt(singular * U_norm * R_norm)
         W = da.maximum(U * (sign * _quotient(weight, U_norm)), 0)
         H = np.maximum(Rt * (sign * _quotient(weight, R_norm))[:, None], 0)
-        return self._filled(W, H, V, sums.total / V.size, seed)
+        return self._filled(W, H, V, sums.total / V.size, seed, transposed)
 
     def _filled(
-        self, W: DaskArray, H: Array, V: DaskArray, mean: float, seed: int
+        self, W: DaskArray, H: Array, V: DaskArray, mean: float, seed: int, transposed: bool
     ) -> tuple[DaskArray, Array]:
         if self.fill == "mean":
             W, H = da.where(W > 0, W, mean), np.where(H > 0, H, mean)
         elif self.fill == "random":
             k, dtype = len(H), np.dtype(np.float64)
-            noise_W = NormalRows((V.shape[0], k), mean / 100, seed, _FILL_W, dtype)
-            noise_H = NormalRows((V.shape[1], k), mean / 100, seed, _FILL_H, dtype)
+            for_W, for_H = (_FILL_H, _FILL_W) if transposed else (_FILL_W, _FILL_H)
+            noise_W = NormalRows((V.shape[0], k), mean / 100, seed, for_W, dtype)
+            noise_H = NormalRows((V.shape[1], k), mean / 100, seed, for_H, dtype)
             W = da.where(W > 0, W, from_rows(noise_W, V.chunks[0]))
             H = np.where(H > 0, H, noise_H[:].T)
         return W.astype(V.dtype), np.ascontiguousarray(H, dtype=V.dtype)
 
 
 def singular_triplets(
-    V: DaskArray, rank: int, seed: int, power: int, oversample: int = 10
+    V: DaskArray, rank: int, seed: int, power: int, oversample: int = _OVERSAMPLE
 ) -> tuple[DaskArray, Array, Array]:
     """U (m, k) as a dask array, singular values (k,) and right vectors (k, n) of V, leading first.
 
@@ -200,11 +220,20 @@ class Given:
                 raise TypeError(f"init: {name} must hold real numbers, got dtype {factor.dtype}")
         _check_values("H0", np.min(self.H), np.sum(self.H, dtype=np.float64))
 
-    def factors(self, V: DaskArray, rank: int, sums: Sums, seed: int) -> tuple[DaskArray, Array]:
-        matrix = open_matrix(self.W)
-        W = matrix.blocks(V.chunks[0]).astype(V.dtype)
-        _check_values("W0", *dask.compute(W.min(), W.sum(dtype=np.float64)))
-        return W, np.array(self.H, dtype=V.dtype, order="C")
+    def width(self, rank: int) -> int:
+        return 0
+
+    def factors(
+        self, V: DaskArray, rank: int, sums: Sums, seed: int, transposed: bool = False
+    ) -> tuple[DaskArray, Array]:
+        names, matrices = ["W0", "H0"], [open_matrix(self.W), open_matrix(self.H)]
+        if transposed:
+            names, matrices = ["H0", "W0"], [matrices[1].T, matrices[0].T]
+        heights, widths = V.chunks[0], (V.shape[1],)
+        W = matrices[0].blocks(Grid(heights, (rank,))).astype(V.dtype)
+        H = matrices[1].blocks(Grid((rank,), widths)).compute()
+        _check_values(names[0], *dask.compute(W.min(), W.sum(dtype=np.float64)))
+        return W, np.array(H, dtype=V.dtype, order="C")
 
 
 def _check_values(name: str, low: float, total: float) -> None:

@@ -8,110 +8,230 @@ from typing import Any, Literal
 import dask.array as da
 import numpy as np
 import zarr
-from zarr.storage import MemoryStore, StorePath, WrapperStore
+from zarr.storage import LocalStore, MemoryStore, WrapperStore
 
-from dask_nmf.blocks import TARGET_BYTES
+from dask_nmf.blocks import Geometry, Grid
+from dask_nmf.reader import Reader, find_layout, stored_share
+from dask_nmf.scheduler import Scheduler
 from dask_nmf.types import AnyArray, Array, DaskArray, working_dtype
 
 Missing = Literal["error", "zero"]
 
 _IN_MEMORY_TARGET = 2**24  # no read to amortize: smaller blocks keep all threads busy
-_METADATA = ("zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata")
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """V (m, n) behind one door.
+    """V (m, n) behind one door; its transpose behind another of the same kind.
 
     Attributes
     ----------
     source : zarr.Array, dask array or numpy array
-    heights : int or tuple of int
-        Rows per stored chunk (or shard), all of them where they differ.
+    shape : (int, int)
+        Of what is streamed: of V.T if transposed.
     uri : str
         Where it lies, for people and for comparing with `out`.
+    strict : bool
+        Whether a chunk that the store does not hold is an error.
+    transposed : bool
+        Whether it is the source's transpose.
+    kept : dask array, optional
+        The first row blocks, which the workers keep decoded.
     """
 
     source: Any
     shape: tuple[int, int]
     dtype: np.dtype[Any]
-    heights: int | tuple[int, ...]
     uri: str
+    strict: bool = True
+    transposed: bool = False
+    kept: Any = None
+
+    @property
+    def T(self) -> "Matrix":
+        return replace(self, shape=self.shape[::-1], transposed=not self.transposed)
 
     @property
     def nbytes(self) -> int:
         return self.shape[0] * self.shape[1] * self.dtype.itemsize
 
     @property
+    def kept_bytes(self) -> int:
+        """Of the source that later passes need not read."""
+        return 0 if self.kept is None else self.kept.size * self.dtype.itemsize
+
+    @property
     def in_memory(self) -> bool:
         return isinstance(self.source, np.ndarray)
 
     @property
-    def target_bytes(self) -> int:
-        return _IN_MEMORY_TARGET if self.in_memory else TARGET_BYTES
+    def stored(self) -> bool:
+        """Whether it lies in a zarr array, rather than in memory or behind a dask graph."""
+        return isinstance(self.source, zarr.Array)
 
     @property
-    def copied_itemsize(self) -> int:
-        """Bytes per number of decoded chunks that exist beside the block they are copied into."""
-        return (
-            0 if self.in_memory and self.dtype == working_dtype(self.dtype) else self.dtype.itemsize
-        )
-
-    def blocks(self, heights: Sequence[int]) -> DaskArray:
-        """V as a dask array of row blocks in the working dtype; unique keys, so always re-read."""
-        dtype = working_dtype(self.dtype)
-        chunks = (tuple(heights), (self.shape[1],))
+    def storage(self) -> tuple[str, str]:
+        """Chunks and codec, for people."""
+        if isinstance(self.source, zarr.Array):
+            chunk, shard = (
+                "{:,} x {:,}".format(*size) if size else ""
+                for size in (self.source.chunks, self.source.shards)
+            )
+            names = [
+                str(getattr(codec, "codec_id", type(codec).__name__.removesuffix("Codec").lower()))
+                for codec in self.source.compressors
+            ]
+            return f"{chunk} in shards of {shard}" if shard else chunk, " + ".join(
+                names
+            ) or "uncompressed"
         if isinstance(self.source, da.Array):
-            V = self.source.rechunk(chunks)
-            return V.map_blocks(_as_block, dtype, dtype=dtype, meta=np.empty((0, 0), dtype))
-        return from_rows(Rows(self.source, dtype), chunks[0])
+            return "{:,} x {:,}".format(*self.source.chunksize), "dask array"
+        return "none", "numpy array"
 
-    def held_by_workers(self, heights: Sequence[int]) -> "Matrix":
+    def blocks(self, grid: Grid) -> DaskArray:
+        """A dask array of these blocks in the working dtype; unique keys, so always re-read."""
+        dtype = working_dtype(self.dtype)
+        if isinstance(self.source, da.Array):
+            V = (self.source.T if self.transposed else self.source).rechunk(grid.chunks)
+            return V.map_blocks(_as_block, dtype, dtype=dtype, meta=np.empty((0, 0), dtype))
+        boxes: Any = Boxes(self.source, dtype)
+        if isinstance(self.source, zarr.Array):
+            boxes = Reader(self.source, dtype, self.strict)
+        V = from_boxes(Transposed(boxes) if self.transposed else boxes, grid.chunks)
+        if self.kept is None:
+            return V
+        if self.kept.shape == V.shape:
+            return self.kept
+        return da.concatenate([self.kept, V.blocks[self.kept.numblocks[0] :]])
+
+    def keep(self, grid: Grid, blocks: int) -> "Matrix":
+        """Read the first row blocks now, and keep them in the workers' memory."""
+        if not blocks:
+            return self
+        return replace(self, kept=self.blocks(grid).blocks[:blocks].persist())
+
+    def held_by_workers(self, grid: Grid) -> "Matrix":
         """A numpy V sent to the workers of a cluster once, instead of whole with every task."""
         if not self.in_memory:
             return self
-        stops = np.cumsum(heights)
-        slices = [
-            self.source[stop - rows : stop] for rows, stop in zip(heights, stops, strict=True)
+        V = self.source.T if self.transposed else self.source
+        rows, columns = (np.cumsum(sizes)[:-1] for sizes in grid.chunks)
+        parts = [
+            [
+                da.from_array(part, chunks=part.shape, name=False)
+                for part in np.split(row, columns, 1)
+            ]
+            for row in np.split(V, rows)
         ]
-        parts = [da.from_array(rows, chunks=rows.shape, name=False) for rows in slices]
-        return replace(self, source=da.concatenate(parts).persist())
+        return replace(self, source=da.block(parts).persist(), transposed=False)
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Rows of a zarr or numpy array, read when sliced: contiguous, aligned, in dtype."""
+class Boxes:
+    """Boxes of a numpy array when sliced: contiguous, aligned, in dtype."""
 
-    source: Any
+    source: Array
     dtype: np.dtype[Any]
+    ndim = 2
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return tuple(self.source.shape)
-
-    @property
-    def ndim(self) -> int:
-        return 2
+        return self.source.shape
 
     def __getitem__(self, index: Any) -> Array:
         return _as_block(self.source[index], self.dtype)
 
 
-def from_rows(rows: Any, heights: Sequence[int]) -> DaskArray:
-    """A dask array whose row blocks are slices of `rows`, read inside the task that needs them."""
+@dataclass(frozen=True)
+class Transposed:
+    """The transpose of boxes; not copied, so in Fortran's order."""
+
+    boxes: Any
+    ndim = 2
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.boxes.shape[::-1])
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        found: np.dtype[Any] = self.boxes.dtype
+        return found
+
+    def __getitem__(self, index: Any) -> Array:
+        block: Array = self.boxes[index[::-1]]
+        return block.T
+
+
+def from_boxes(boxes: Any, chunks: tuple[Sequence[int], Sequence[int]]) -> DaskArray:
+    """A dask array whose blocks are slices of `boxes`, read inside the task that needs them."""
     return da.from_array(
-        rows,
-        chunks=(tuple(heights), (rows.shape[1],)),
+        boxes,
+        chunks=tuple(tuple(sizes) for sizes in chunks),
         name=False,
         inline_array=True,
         asarray=False,
         fancy=False,
-        meta=np.empty((0, 0), rows.dtype),
+        meta=np.empty((0, 0), boxes.dtype),
     )
+
+
+def from_rows(rows: Any, heights: Sequence[int]) -> DaskArray:
+    """The same in row blocks."""
+    return from_boxes(rows, (heights, (rows.shape[1],)))
 
 
 def _as_block(x: AnyArray, dtype: np.dtype[Any]) -> Array:
     return np.require(x, dtype=dtype, requirements=["C", "A"])
+
+
+# -------------------------------------------------------------------------- what a plan asks
+def geometry(matrix: Matrix, rank: int, scheduler: Scheduler, **more: Any) -> Geometry:
+    """What the memory of a pass over the matrix depends on; metadata only."""
+    source, dtype = matrix.source, working_dtype(matrix.dtype)
+    m, n = matrix.shape
+    known: dict[str, Any] = {"chunk": (1, 1), "piece": (1, 1), "beside": 0.0}
+    if isinstance(source, zarr.Array):
+        known = _of_zarr(source, dtype)
+    elif isinstance(source, da.Array):
+        chunk = tuple(
+            min(size, max(sizes)) for size, sizes in zip((m, n), source.chunks, strict=True)
+        )
+        known = {"chunk": chunk, "piece": chunk, "extra": 1.0}
+    else:  # no read to amortize: smaller blocks keep all threads busy
+        copied = 0 if matrix.dtype == dtype and source.flags.c_contiguous else 1
+        known |= {"target": _IN_MEMORY_TARGET, "extra": float(copied)}
+        known |= {"resident": source.nbytes // (1 if not scheduler.remote else scheduler.processes)}
+    return Geometry(
+        m=m,
+        n=n,
+        rank=rank,
+        itemsize=dtype.itemsize,
+        stored=matrix.dtype.itemsize,
+        threads=scheduler.threads,
+        processes=scheduler.processes,
+        local=not scheduler.remote,
+        **known,
+        **more,
+    )
+
+
+def _of_zarr(array: zarr.Array[Any], dtype: np.dtype[Any]) -> dict[str, Any]:
+    """Chunk, piece, and what is held beside a block while it is read."""
+    size = (array.shape[0], array.shape[1])
+    layout, local = find_layout(array), isinstance(array.store, LocalStore)
+    chunk = tuple(min(a, b) for a, b in zip(size, array.shards or array.chunks, strict=True))
+    share = stored_share(array)[1]
+    known: dict[str, Any] = {"chunk": chunk, "piece": chunk, "extra": 0.0 if local else share}
+    if layout is None:  # zarr decodes up to ten chunks at once, beside its own copy of the block
+        return known | {"beside": 20.0, "extra": 1.0}
+    if local and layout.shards:
+        known["piece"] = tuple(min(a, b) for a, b in zip(size, layout.inner, strict=True))
+    if local and not layout.codecs:  # mapped: any rows at their own cost
+        return known | ({"piece": (1, 1)} if not layout.shards else {}) | {"beside": 1.0}
+    direct = layout.stored == dtype and chunk[1] == size[1] and len(layout.codecs) == 1
+    direct = direct and layout.codecs[0].codec_id == "blosc" and not layout.shards
+    return known | {"beside": share + (0.0 if direct else 1.0)}
 
 
 # ------------------------------------------------------------------------------- opening V
@@ -137,13 +257,11 @@ def open_matrix(V: Any, missing: Missing = "error") -> Matrix:
     if isinstance(V, da.Array):
         return _from_dask(V)
     if isinstance(V, zarr.Array):
-        rows = (V.shards or V.chunks)[0]
-        uri = str(V.store_path)
-        source = _strict(V) if missing == "error" else V
-        return Matrix(source, (V.shape[0], V.shape[1]), V.dtype, min(rows, V.shape[0]), uri)
+        shape = (V.shape[0], V.shape[1])
+        return Matrix(V, shape, V.dtype, str(V.store_path), strict=missing == "error")
     if isinstance(V, np.ma.MaskedArray):
         raise TypeError("V must not be a masked array: fill it, or wait for masks to be supported")
-    return Matrix(np.asarray(V), (V.shape[0], V.shape[1]), V.dtype, 1, "numpy array")
+    return Matrix(np.asarray(V), (V.shape[0], V.shape[1]), V.dtype, "numpy array")
 
 
 def absolute(path: str | os.PathLike[str]) -> str:
@@ -194,31 +312,7 @@ def _from_dask(V: DaskArray) -> Matrix:
             f"V's dask blocks must be dense numpy arrays, got {kind}: convert them with "
             "V.map_blocks(lambda b: b.toarray())"
         )
-    heights = tuple(h for h in V.chunks[0] if h)
-    return Matrix(V, V.shape, V.dtype, heights, f"dask array {V.name}")
-
-
-# --------------------------------------------------------------------- chunks that are not there
-class _Strict(WrapperStore[Any]):
-    """A store in which an absent chunk is an error, not a chunk of zeros.
-
-    Every read goes through here, in any process, so a chunk that vanishes in mid-run is noticed
-    as well, and no extra request is made.
-    """
-
-    async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
-        value = await self._store.get(key, prototype, byte_range)
-        if value is None and key.rsplit("/", 1)[-1] not in _METADATA:
-            raise ValueError(
-                f"chunk {key!r} of V is not in {self._store}: it would read as zeros. Restore it, "
-                "or pass missing='zero' if V's writer left out chunks of zeros"
-            )
-        return value
-
-
-def _strict(V: zarr.Array[Any]) -> zarr.Array[Any]:
-    store_path = StorePath(_Strict(V.store_path.store), V.store_path.path)
-    return zarr.Array(zarr.AsyncArray(metadata=V.metadata, store_path=store_path))
+    return Matrix(V, V.shape, V.dtype, f"dask array {V.name}")
 
 
 def check_reachable(what: str, store: Any, remote: bool) -> None:

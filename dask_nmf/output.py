@@ -1,6 +1,7 @@
 """The results group: W, H and the history as zarr arrays that xarray opens as they are."""
 
 import os
+import shutil
 import warnings
 from dataclasses import dataclass, fields, replace
 from importlib.metadata import version
@@ -9,16 +10,21 @@ from typing import Any
 import dask.array as da
 import numpy as np
 import zarr
+from dask.utils import format_bytes
 from zarr.codecs import Crc32cCodec
 
-from dask_nmf.blocks import even
-from dask_nmf.io import absolute, check_reachable, open_matrix
+from dask_nmf.blocks import Grid, even
+from dask_nmf.io import absolute, check_reachable, from_rows, open_matrix
+from dask_nmf.plans import Plan
+from dask_nmf.reader import Reader
 from dask_nmf.result import Result
 from dask_nmf.stopping import Status
 from dask_nmf.types import DaskArray, SweepRecord
 
 _KEY = "dask_nmf"  # the attribute that marks a group as ours; its "state" is written last
+_GENERATIONS = "generations"
 _CHUNK_BYTES = 2**24
+IN_MEMORY = 2**28  # bytes up to which H is a numpy array also where it is the large factor
 _HISTORY = tuple(field.name for field in fields(SweepRecord) if field.name != "sweep")
 
 
@@ -29,32 +35,51 @@ class Output:
     group: Any
     uri: str
 
+    def generation(self, number: int, shape: tuple[int, int], rows: int, dtype: Any) -> Any:
+        """A new array for the large factor of sweep `number`, in chunks of its row blocks.
+
+        Each sweep reads the last generation and writes a new one, so whatever is stopped midway
+        leaves the last one whole.
+        """
+        group = self.group.require_group(_GENERATIONS)
+        return _create(group, f"{number:06d}", shape, dtype, ("row", "component"), (rows, shape[1]))
+
+    def forget(self, number: int) -> None:
+        """Drop that generation, if there is one."""
+        name = f"{_GENERATIONS}/{number:06d}"
+        if name in self.group:
+            del self.group[name]
+
     def write(self, result: Result) -> Result:
         """Write the result, its attributes last; what comes back reads W from the group."""
         self.group.update_attributes({_KEY: {"state": "writing"}})
         for name in list(self.group.array_keys()):
             del self.group[name]
-        W = _write_W(self.group, result.W)
-        H = _create(self.group, "H", result.H.shape, result.H.dtype, ("component", "column"))
-        H[:] = result.H
+        W = _write_factor(self.group, "W", result.W, ("row", "component"))
+        H = _write_factor(self.group, "H", result.H, ("component", "column"))
         for name in _HISTORY:
             column = np.array([getattr(record, name) for record in result.history])
             _create(self.group, name, column.shape, column.dtype, ("pass",))[:] = column
-        result = replace(result, W=_lazy(W), out=self.uri)
+        if _GENERATIONS in self.group:
+            del self.group[_GENERATIONS]
+        result = replace(result, W=lazy(W), H=_small(H), out=self.uri)
         self.group.update_attributes({_KEY: _attributes(result)})
         _consolidate(self.group)
         return result
 
 
-def open_output(out: Any, V_uri: str, overwrite: bool, remote: bool) -> Output:
+def open_output(out: Any, V_uri: str, overwrite: bool, remote: bool, needs: int = 0) -> Output:
     """The group at `out`, made if there is none; nothing in it is changed yet.
+
+    `needs` are the bytes that the run will hold there at once.
 
     Raises
     ------
     FileExistsError
         If `out` holds a finished result and not `overwrite`, or anything that is not ours.
     ValueError, OSError
-        If `out` is V, cannot be written, or cannot be reached by the workers.
+        If `out` is V, cannot be written, or cannot be reached by the workers; or if its disk has
+        too little space.
     """
     if not isinstance(out, (str, os.PathLike, zarr.Group)):
         raise TypeError(f"out must be a path, a URL or a zarr group, got {type(out).__name__}")
@@ -68,6 +93,7 @@ def open_output(out: Any, V_uri: str, overwrite: bool, remote: bool) -> Output:
         _check_replaceable(group, overwrite)
     if V_uri == uri or V_uri.startswith(uri + "/") or uri.startswith(V_uri + "/"):
         raise ValueError(f"out must lie apart from V, got {uri} for V in {V_uri}")
+    _check_space(out, needs)
     try:
         if group is None:
             zarr.create_group(out, zarr_format=3)
@@ -103,13 +129,14 @@ def open_result(out: Any) -> Result:
         for sweep, row in enumerate(zip(*columns, strict=True), start=1)
     )
     return Result(
-        W=_lazy(group["W"]),
-        H=group["H"][:],
+        W=lazy(group["W"]),
+        H=_small(group["H"]),
         history=history,
         status=Status[saved["status"]],
         parameters=saved["parameters"],
         dead=saved["dead_components"],
         out=str(group.store_path),
+        plan=Plan.from_json(saved["plan"]) if saved.get("plan") else None,
     )
 
 
@@ -149,6 +176,23 @@ def _check_replaceable(group: Any, overwrite: bool) -> None:
         )
 
 
+def _check_space(out: Any, needs: int) -> None:
+    """Refuse a run whose factors cannot fit the disk; nothing is known of other stores."""
+    if isinstance(out, zarr.Group):
+        out = str(getattr(out.store, "root", "memory://"))
+    if "://" in out:
+        return
+    folder = out
+    while not os.path.isdir(folder) and folder != os.path.dirname(folder):
+        folder = os.path.dirname(folder)
+    free = shutil.disk_usage(folder).free
+    if needs > free:
+        raise OSError(
+            f"out: the factors need {format_bytes(needs)} (two generations of the large one), but "
+            f"only {format_bytes(free)} are free at {folder}: choose another disk or a smaller rank"
+        )
+
+
 def _check_writable(group: Any) -> None:
     """Better known before the work than after it; a finished result is not touched."""
     if group.attrs.get(_KEY, {}).get("state") != "finished":
@@ -171,22 +215,36 @@ def _create(group: Any, name: str, shape: Any, dtype: Any, dims: Any, chunks: An
     )
 
 
-def _write_W(group: Any, W: DaskArray) -> Any:
-    """W in chunks of up to 16 MiB: whole row blocks where they are even."""
-    m, k = W.shape
-    most = max(1, _CHUNK_BYTES // (k * W.dtype.itemsize))
-    block = W.chunks[0][0]
-    regular = W.chunks[0] == even(m, block)
-    rows = max(1, most // block) * block if regular and block <= most else most
-    array = _create(group, "W", (m, k), W.dtype, ("row", "component"), (min(rows, m), k))
-    W = W.rechunk((even(m, array.chunks[0]), (k,)))
-    da.store(W, array, lock=False)  # one task per chunk of the array: no two write the same one
+def _write_factor(group: Any, name: str, factor: Any, dims: Any) -> Any:
+    """W or H in chunks of up to 16 MiB along its long side: whole blocks where they are even."""
+    axis = dims.index("component") ^ 1
+    size, k = factor.shape[axis], factor.shape[1 - axis]
+    factor = factor if isinstance(factor, da.Array) else da.from_array(factor, chunks=-1)
+    most = max(1, _CHUNK_BYTES // (k * factor.dtype.itemsize))
+    block = factor.chunks[axis][0]
+    regular = factor.chunks[axis] == even(size, block)
+    step = min(max(1, most // block) * block if regular and block <= most else most, size)
+    chunks = (step, k) if axis == 0 else (k, step)
+    array = _create(group, name, factor.shape, factor.dtype, dims, chunks)
+    # One task per chunk of the array: no two write the same one.
+    factor = factor.rechunk({axis: even(size, step), 1 - axis: -1})
+    da.store(factor, array, lock=False)
     return array
 
 
-def _lazy(W: Any) -> DaskArray:
-    matrix = open_matrix(W)
-    return matrix.blocks(even(W.shape[0], W.chunks[0]))
+def lazy(array: Any) -> DaskArray:
+    """A factor's array as a dask array of its chunks."""
+    chunks = [even(size, step) for size, step in zip(array.shape, array.chunks, strict=True)]
+    return open_matrix(array).blocks(Grid(chunks[0], chunks[1]))
+
+
+def read_rows(array: Any) -> DaskArray:
+    """A generation as a dask array of its row blocks, each read in the task that needs it."""
+    return from_rows(Reader(array, array.dtype), even(array.shape[0], array.chunks[0]))
+
+
+def _small(array: Any) -> Any:
+    return array[:] if array.nbytes <= IN_MEMORY else lazy(array)
 
 
 def _consolidate(group: Any) -> None:
@@ -205,4 +263,5 @@ def _attributes(result: Result) -> dict[str, Any]:
         "error": result.error,
         "dead_components": result.dead,
         "parameters": result.parameters,
+        "plan": result.plan.to_json() if result.plan else None,
     }

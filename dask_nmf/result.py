@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
+from dask_nmf.plans import Plan
 from dask_nmf.stopping import Status
-from dask_nmf.types import Array, DaskArray, SweepRecord
+from dask_nmf.types import AnyArray, DaskArray, SweepRecord
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,7 @@ class Result:
     W : (m, k) dask array
         Lazy: over the zarr array in `out`, or the blocks in the workers' memory.
     H : (k, n) numpy array
+        A dask array where it was the large factor (``plan.transposed``) and is above 256 MiB.
     history : tuple of SweepRecord
         One per sweep.
     status : Status
@@ -26,15 +28,18 @@ class Result:
         Components that ended as zero: the rank in use is this much smaller.
     out : str or None
         Where the results lie.
+    plan : Plan
+        What the run did with V.
     """
 
     W: DaskArray
-    H: Array
+    H: AnyArray
     history: tuple[SweepRecord, ...]
     status: Status
     parameters: dict[str, Any]
     dead: int = 0
     out: str | None = None
+    plan: Plan | None = None
 
     @property
     def error(self) -> float:

@@ -10,12 +10,27 @@ from dask.system import CPU_COUNT
 
 @dataclass(frozen=True)
 class Scheduler:
-    """processes and threads per process that will run tasks; remote: not all in this process."""
+    """What will run the tasks.
+
+    Attributes
+    ----------
+    name : str
+    processes, threads : int
+        Worker processes, and threads of each.
+    remote : bool
+        Whether not all of it is in this process.
+    memory : int or None
+        Bytes that the least of the workers may use, where they say.
+    flexible : bool
+        Whether a run may take fewer threads.
+    """
 
     name: str
     processes: int
     threads: int
     remote: bool
+    memory: int | None = None
+    flexible: bool = False
 
 
 def active_scheduler() -> Scheduler:
@@ -45,7 +60,7 @@ def active_scheduler() -> Scheduler:
     pool = dask.config.get("pool", None)
     workers = getattr(pool, "_max_workers", None) or workers
     if name == "dask.threaded":
-        return Scheduler("threads", 1, workers, remote=False)
+        return Scheduler("threads", 1, workers, remote=False, flexible=pool is None)
     if name == "dask.multiprocessing":
         raise RuntimeError(
             "dask's multiprocessing scheduler keeps no results in its workers: use threads, or "
@@ -66,4 +81,12 @@ def _of_client(client: object) -> Scheduler:
             "them with client.wait_for_workers(1)"
         )
     in_process = isinstance(client.cluster, LocalCluster) and not client.cluster.processes
-    return Scheduler(client.scheduler.address, len(threads), max(threads.values()), not in_process)
+    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    limits = [worker["memory_limit"] for worker in workers if worker.get("memory_limit")]
+    return Scheduler(
+        client.scheduler.address,
+        len(threads),
+        max(threads.values()),
+        remote=not in_process,
+        memory=min(limits, default=None),
+    )

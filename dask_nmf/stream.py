@@ -14,13 +14,12 @@ from typing import Any
 import dask
 import dask.array as da
 import numpy as np
+from dask.graph_manipulation import clone
 
 from dask_nmf.blas import single_threaded
+from dask_nmf.blocks import FAN_IN
 from dask_nmf.solvers import MU, Solver
 from dask_nmf.types import AnyArray, Array, DaskArray, Products, Sums
-
-FAN_IN = 8
-"""Sums over blocks are trees of this width over the block index: the same bits on any cluster."""
 
 _SLAB_BYTES = 2**20  # float64 residuals are formed in slabs of rows of this size, to stay in cache
 
@@ -126,27 +125,50 @@ def update_H(V: AnyArray, W: AnyArray, H: AnyArray, solver: Solver | None = None
 
 # --------------------------------------------------------------------------- passes over V
 def sweep(
-    V: DaskArray, W: DaskArray, H: Array, solver: Solver, *, residual: bool = False
+    V: DaskArray,
+    W: DaskArray,
+    H: Array,
+    solver: Solver,
+    *,
+    residual: bool = False,
+    target: Any = None,
 ) -> tuple[DaskArray, Products]:
-    """One pass: the new W, kept in the workers' memory, and the products for H's half-step.
+    """One sweep's visit to V: the new W, and the products for H's half-step.
 
     Parameters
     ----------
-    V : (m, n) dask array, row blocks
+    V : (m, n) dask array
+        Row blocks, or tiles where rows are too long for the memory.
     W : (m, k) dask array, the same row blocks
     H : (k, n) array
     residual : bool
         Take R = V - W @ H block by block too, with the new W: one more product in float64.
+    target : zarr array, optional
+        Where the new W is written, chunk by chunk; None keeps it in the workers' memory.
+
+    Returns
+    -------
+    The new W as a dask array, None if it was written; and the products.
 
     Notes
     -----
-    Cost: one read of V. Per block and sweep 4 tasks and the share of two trees.
+    Cost: one read of V in row blocks, two in tiles: a row of tiles gives W its update, and only
+    then can each tile give its share of H's. Per block and sweep 4 tasks and a share of
+    two trees.
     """
+    again = V
     W = update_W(V, W, H, solver)
+    if target is not None:
+        W = W.map_blocks(_write_rows, target, dtype=W.dtype, meta=W._meta, token="nmf-write")
+    if V.numblocks[1] > 1:
+        again = clone(V)  # other keys: nothing of V may wait in memory for its second use
+        (W,) = dask.persist(W)
     WtW = gram(W)
-    over_V = _residual_products(V, W, H) if residual else matmul(W.T, V)
-    W, over_V, WtW = dask.persist(W, over_V, WtW)  # one graph: each block of V is read once
+    over_V = _residual_products(again, W, H) if residual else matmul(W.T, again)
+    if target is None:
+        W, over_V, WtW = dask.persist(W, over_V, WtW)  # one graph: each block of V is read once
     over_V, WtW = dask.compute(over_V, WtW)
+    W = W if target is None else None
     if not residual:
         return W, Products(WtV=over_V, WtW=WtW)
     WtR, squares = over_V[:-1], over_V[-1]
@@ -154,13 +176,19 @@ def sweep(
     return W, Products(WtV=WtV, WtW=WtW, WtR=WtR, residual=float(squares.sum()))
 
 
+def products(V: DaskArray, W: DaskArray) -> Products:
+    """W.T @ V and W.T @ W: one pass."""
+    WtV, WtW = dask.compute(matmul(W.T, V), gram(W))
+    return Products(WtV=WtV, WtW=WtW)
+
+
 def squared_residual(V: DaskArray, W: DaskArray, H: Array) -> float:
     """||V - W @ H||^2 in float64, block by block: one pass."""
-    (products,) = dask.compute(_residual_products(V, W, H))
-    return float(products[-1].sum())
+    (over_V,) = dask.compute(_residual_products(V, W, H))
+    return float(over_V[-1].sum())
 
 
-def first_pass(V: DaskArray) -> Sums:
+def first_pass(V: DaskArray, transposed: bool = False) -> Sums:
     """Check every entry of V, and sum: one pass.
 
     Raises
@@ -169,12 +197,19 @@ def first_pass(V: DaskArray) -> Sums:
         At the first entry found that is NaN, infinite or negative, naming its place, or when
         V's squares overflow.
     """
-    rows = V.map_blocks(
-        _inspect, dtype=np.float64, chunks=(1, 3), meta=np.empty((0, 0)), token="nmf-inspect"
+    sizes = tuple((size,) * blocks for size, blocks in zip((1, 3), V.numblocks, strict=True))
+    found = V.map_blocks(
+        _inspect,
+        transposed,
+        dtype=np.float64,
+        chunks=sizes,
+        meta=np.empty((0, 0)),
+        token="nmf-inspect",
     ).compute()
+    found = found.reshape(-1, 3)
     with np.errstate(over="ignore"):
-        total, squares = rows[:, 0].sum(), rows[:, 1].sum()
-    sums = Sums(float(total), float(squares), float(rows[:, 2].max()))
+        total, squares = found[:, 0].sum(), found[:, 1].sum()
+    sums = Sums(float(total), float(squares), float(found[:, 2].max()))
     _check_range(sums, V.dtype)
     return sums
 
@@ -244,16 +279,26 @@ def _partial_residual(V_b: Array, W_b: Array, H: Array) -> Array:
     return out
 
 
-def _inspect(V_b: Array, block_info: Any = None) -> Array:
+def _write_rows(W_b: Array, target: Any, block_info: Any = None) -> Array:
+    """W_b, once its rows are in the target: whole chunks of it, so no two tasks write one."""
+    start, stop = block_info[0]["array-location"][0]
+    target[start:stop] = W_b
+    return W_b
+
+
+def _inspect(V_b: Array, transposed: bool, block_info: Any = None) -> Array:
     """[[sum, sum of squares, max]] of a block in float64; raises at a bad entry."""
     low, high = V_b.min(), V_b.max()  # both are NaN if any entry is
     if not (low >= 0 and np.isfinite(high)):
         bad = ~(np.isfinite(V_b) & (V_b >= 0))
-        row, column = (int(i[0]) for i in np.nonzero(bad))
-        first_row = block_info[0]["array-location"][0][0] if block_info else 0
+        inside = tuple(int(i[0]) for i in np.nonzero(bad))
+        corner = [start for start, _ in block_info[0]["array-location"]] if block_info else (0, 0)
+        row, column = (a + b for a, b in zip(corner, inside, strict=True))
+        if transposed:
+            row, column = column, row
         raise ValueError(
-            f"V must be finite and non-negative, but row {first_row + row}, column {column} "
-            f"holds {V_b[row, column]}: mask, clip or drop such entries before factoring"
+            f"V must be finite and non-negative, but row {row}, column {column} holds "
+            f"{V_b[inside]}: mask, clip or drop such entries before factoring"
         )
     rows = max(1, _SLAB_BYTES // (8 * V_b.shape[1]))
     total = squares = 0.0
@@ -301,8 +346,11 @@ def _improve(solver: Solver, F: AnyArray, numer: AnyArray, gram: AnyArray) -> An
 def _residual_products(V: DaskArray, W: DaskArray, H: Array) -> DaskArray:
     """The sum over blocks of `_partial_residual`: (k + 1, n)."""
     size = {"i": 1, "k": len(H) + 1}
+    H_args = (
+        (_whole(H), None) if V.numblocks[1] == 1 else (constant(H).rechunk((-1, V.chunks[1])), "kn")
+    )
     return _sum_blocks(
-        _blockwise(_partial_residual, "ikn", V, "in", W, "ik", _whole(H), None, adjust_chunks=size)
+        _blockwise(_partial_residual, "ikn", V, "in", W, "ik", *H_args, adjust_chunks=size)
     )
 
 

@@ -30,13 +30,13 @@ class SweepRecord:
     sweep : int
         Number of this sweep, from 1.
     passes : int
-        Reads of V so far, with the first pass and the start's.
+        Passes over V so far, with the first one and the start's.
     error : float
         ||V - W H|| / ||V|| of the factors after this sweep.
     seconds : float
         Since the run began.
     bytes_read : int
-        Decoded bytes of V read so far.
+        Decoded bytes of V read so far; blocks that are kept in memory are read once.
     """
 
     sweep: int
@@ -83,10 +83,11 @@ class Products:
 
 @dataclass(frozen=True)
 class State:
-    """The factors between two passes.
+    """The factors between two sweeps.
 
-    W : dask array (m, k), row blocks like V's, in the workers' memory.
+    W : dask array (m, k), row blocks like V's, in the workers' memory or in a store.
     H : (k, n) array of the same dtype. dead : components that have become zero.
+    products : of the W at hand, where the sweeps begin with H (on the transpose).
     """
 
     W: DaskArray
@@ -94,6 +95,7 @@ class State:
     passes: int
     history: tuple[SweepRecord, ...] = ()
     dead: int = 0
+    products: Products | None = None
 
     @property
     def error(self) -> float:

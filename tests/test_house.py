@@ -16,8 +16,8 @@ PACKAGE = ROOT / "dask_nmf"
 
 # Each file may import from those before it.
 ORDER = (
-    "types heap blas options scheduler blocks solvers losses stopping "
-    "stream io init result output driver cli"
+    "types heap blas options scheduler limits blocks reader solvers losses stopping "
+    "stream io init plans advice planner result output driver cli"
 )
 
 

@@ -16,6 +16,7 @@ from zarr.codecs import BloscCodec
 
 from dask_nmf import SweepRecord
 from dask_nmf.blas import one_blas_thread
+from dask_nmf.blocks import Grid
 from dask_nmf.solvers import Solver
 from dask_nmf.types import Array, Callback
 
@@ -23,6 +24,7 @@ T = TypeVar("T")
 
 M, N, RANK, BLOCK_ROWS = 200_000, 2_000, 32, 5_000  # V is 1.6 GB of float32, in 40 blocks
 HEIGHTS = (BLOCK_ROWS,) * (M // BLOCK_ROWS)
+GRID = Grid(HEIGHTS, (N,))
 THREADS = 2
 CODECS = {"uncompressed": None, "blosc-lz4": BloscCodec(cname="lz4", shuffle="shuffle")}
 

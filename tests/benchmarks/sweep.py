@@ -29,6 +29,7 @@ from dask_nmf.stream import sweep
 from dask_nmf.types import Array, Callback, DaskArray
 from tests.benchmarks.common import (
     CODECS,
+    GRID,
     HEIGHTS,
     RANK,
     THREADS,
@@ -68,7 +69,7 @@ class CloseFit:
         self.path, self.solver = path, solver
 
     def sweep(self) -> None:
-        V = open_matrix(self.path).blocks(HEIGHTS)
+        V = open_matrix(self.path).blocks(GRID)
         self.W, products = sweep(V, self.W, self.H, self.solver, residual=True)
         H = self.solver.improve(self.H.T, products.WtV.T, products.WtW).T
         self.H = np.ascontiguousarray(H, dtype=np.float32)
@@ -80,7 +81,7 @@ def dask_start() -> tuple[DaskArray, Array]:
 
 
 def bare_read(path: str) -> None:
-    V = open_matrix(path).blocks(HEIGHTS)
+    V = open_matrix(path).blocks(GRID)
     V.map_blocks(_drop, chunks=(1, 1), dtype=V.dtype, meta=np.empty((0, 0), V.dtype)).compute()
 
 
@@ -118,7 +119,7 @@ class TaskCount(DaskCallback):  # type: ignore[misc]
 
 def tasks_per_block(path: str, *, residual: bool) -> float:
     """Tasks of one sweep of the library per block of V, with the trees of its sums."""
-    V, (W, H) = open_matrix(path).blocks(HEIGHTS), dask_start()
+    V, (W, H) = open_matrix(path).blocks(GRID), dask_start()
     with TaskCount() as count:
         sweep(V, W, H, MU(), residual=residual)
     return int(count.tasks) / len(HEIGHTS)

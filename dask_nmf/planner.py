@@ -1,0 +1,248 @@
+"""Makes the plan of a run: blocks, threads, what is kept, within the memory."""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import dask
+import numpy as np
+
+from dask_nmf.advice import advise
+from dask_nmf.blas import one_blas_thread
+from dask_nmf.blocks import Geometry, Grid, choose_grid
+from dask_nmf.init import Start, make_start
+from dask_nmf.io import Matrix, Missing, check_reachable, geometry, open_matrix
+from dask_nmf.limits import default_memory
+from dask_nmf.options import Options, check_options
+from dask_nmf.plans import Plan
+from dask_nmf.reader import is_mapped, stored_share
+from dask_nmf.scheduler import Scheduler, active_scheduler
+from dask_nmf.types import working_dtype
+
+_SPARE = 0.9  # of the memory limit: what is kept of V beside the pass itself stays below
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run that has been checked and planned, and has not begun."""
+
+    matrix: Matrix
+    options: Options
+    start: Start
+    scheduler: Scheduler
+    plan: Plan
+
+    def streamed(self) -> Matrix:
+        """V or V.T, with what stays in the workers' memory brought there: at most one read."""
+        matrix, grid = self.matrix.T if self.plan.transposed else self.matrix, self.plan.grid
+        if self.scheduler.remote:
+            matrix = matrix.held_by_workers(grid)
+        return matrix.keep(grid, self.plan.kept_blocks)
+
+    @contextmanager
+    def threads(self) -> Iterator[None]:
+        """As many threads as planned, where they are fewer than dask would take."""
+        if self.plan.threads == self.scheduler.threads:
+            yield
+        else:
+            with dask.config.set(num_workers=self.plan.threads):
+                yield
+
+
+def plan(
+    V: Any,
+    rank: int,
+    *,
+    out: Any = None,
+    init: Any = "random",
+    max_passes: int = 200,
+    memory: int | str | None = None,
+    block_rows: int | None = None,
+    missing: Missing = "error",
+    probe: bool = False,
+) -> Plan:
+    """What `factorize` would do with these arguments, on the dask scheduler active now.
+
+    Parameters
+    ----------
+    V, rank, out, init, max_passes, memory, block_rows, missing
+        As for `factorize`. Nothing is written to `out`.
+    probe : bool
+        Read one block and multiply it, for the seconds of a pass.
+
+    Returns
+    -------
+    Plan
+        Prints as a table, and shows as one in notebooks.
+
+    Raises
+    ------
+    TypeError, ValueError, RuntimeError
+        As `factorize`, before it reads V.
+
+    Notes
+    -----
+    Cost: metadata and the sizes of up to 64 chunks; with `probe`, one block.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> found = plan(np.ones((1000, 40)), rank=3, memory="1GiB")
+    >>> found.block, found.reads_per_sweep
+    ((1000, 40), 1)
+    """
+    job = prepare(
+        V,
+        rank,
+        out=out,
+        init=init,
+        max_passes=max_passes,
+        memory=memory,
+        block_rows=block_rows,
+        missing=missing,
+    )
+    return probed(job.plan, job.matrix) if probe else job.plan
+
+
+def prepare(
+    V: Any,
+    rank: int,
+    *,
+    out: Any,
+    init: Any,
+    max_passes: int,
+    memory: int | str | None,
+    block_rows: int | None,
+    missing: Missing,
+    tol: float = 1e-4,
+    max_seconds: float | None = None,
+    seed: int = 0,
+) -> Job:
+    """Everything that can be checked and decided without reading V or writing."""
+    start = make_start(init)
+    options = check_options(
+        rank=rank,
+        tol=tol,
+        max_passes=max_passes,
+        max_seconds=max_seconds,
+        seed=seed,
+        memory=memory,
+        block_rows=block_rows,
+        start_passes=start.passes,
+    )
+    matrix = open_matrix(V, missing)
+    start.check(matrix.shape, options.rank)
+    scheduler = active_scheduler()
+    check_reachable("V", getattr(matrix.source, "store", None), scheduler.remote)
+    found = make_plan(matrix, options, scheduler, start, out is not None)
+    return Job(matrix, options, start, scheduler, found)
+
+
+def make_plan(
+    matrix: Matrix, options: Options, scheduler: Scheduler, start: Start, out: bool
+) -> Plan:
+    """The plan of a run; V is not read beyond its metadata and the sizes of some chunks.
+
+    Raises
+    ------
+    ValueError
+        If nothing fits the memory, or `block_rows` would read chunks twice.
+    """
+    memory = options.memory
+    if memory is None and not (scheduler.remote and scheduler.memory is None):
+        memory = default_memory(scheduler.memory)
+    found = geometry(
+        matrix, options.rank, scheduler, W_on_disk=out, start_width=start.width(options.rank)
+    )
+    used, grid = _within(found, memory, options.block_rows, scheduler.flexible)
+    side = used.T if grid.transposed else used
+    rows, columns = grid.heights[0], grid.widths[0]
+    parts = side.parts(rows, columns)
+    kept = _kept_blocks(matrix, side, grid, memory, sum(parts.values()))
+    parts["kept"] = -(-kept // side.processes) * rows * columns * side.itemsize
+    tall, wide = (size * options.rank * side.itemsize for size in (side.m, side.n))
+    m, n = matrix.shape
+    share = stored_share(matrix.source)[0] if matrix.stored else None
+    chunks, codec = matrix.storage
+    plan = Plan(
+        V=matrix.uri,
+        shape=(m, n),
+        dtype=str(matrix.dtype),
+        chunks=chunks,
+        codec=codec,
+        decoded_bytes=matrix.nbytes,
+        stored_bytes=None if share is None else int(share * matrix.nbytes),
+        rank=options.rank,
+        block=(columns, rows) if grid.transposed else (rows, columns),
+        transposed=grid.transposed,
+        blocks=grid.blocks,
+        tasks=grid.tasks,
+        reads_per_sweep=grid.reads_per_sweep,
+        passes_before=1 + start.passes + grid.transposed,
+        max_passes=options.max_passes,
+        scheduler=scheduler.name,
+        processes=side.processes,
+        threads=side.threads,
+        memory=memory,
+        parts=parts,
+        kept_blocks=kept,
+        large_factor="out" if out else "memory",
+        output_bytes=tall + wide,
+        disk_bytes=2 * tall + wide if out else 0,
+    )
+    return replace(plan, advice=tuple(advise(plan, found, matrix, os.cpu_count() or 1)))
+
+
+def _within(
+    found: Geometry, memory: int | None, block_rows: int | None, flexible: bool
+) -> tuple[Geometry, Grid]:
+    """As many threads as fit with one read per sweep; else tiles; else the refusal of all."""
+    refused: ValueError | None = None
+    tiled: tuple[Geometry, Grid] | None = None
+    threads = found.threads
+    while threads:
+        used = replace(found, threads=threads)
+        try:
+            grid = choose_grid(used, memory, block_rows)
+        except ValueError as error:
+            refused = refused or error
+        else:
+            if grid.reads_per_sweep == 1:
+                return used, grid
+            tiled = tiled or (used, grid)
+        threads = threads // 2 if flexible else 0
+    if tiled is None:
+        assert refused is not None
+        raise refused
+    return tiled
+
+
+def _kept_blocks(matrix: Matrix, side: Geometry, grid: Grid, memory: int | None, peak: int) -> int:
+    """Row blocks that may stay decoded: nothing of what the page cache keeps as it is."""
+    if memory is None or not matrix.stored or len(grid.widths) > 1 or is_mapped(matrix.source):
+        return 0
+    spare = (_SPARE * memory - peak) * side.processes
+    return min(len(grid.heights), max(0, int(spare // (grid.heights[0] * side.n * side.itemsize))))
+
+
+def probed(plan: Plan, matrix: Matrix) -> Plan:
+    """The plan with the seconds of a pass, from one block read and multiplied where tasks run."""
+    seconds = dask.delayed(_time_a_block)(matrix, plan.grid, plan.rank).compute()
+    at_once = min(plan.blocks, plan.processes * min(plan.threads, os.cpu_count() or 1))
+    return replace(plan, seconds=seconds * plan.blocks / at_once)
+
+
+def _time_a_block(matrix: Matrix, grid: Grid, rank: int) -> float:
+    """Seconds of the second block, or the only one: its read and both products."""
+    streamed = matrix.T if grid.transposed else matrix
+    dtype = working_dtype(matrix.dtype)
+    block = streamed.blocks(grid).blocks[min(1, len(grid.heights) - 1), 0]
+    X = np.ones((block.shape[1], rank), dtype)
+    with one_blas_thread:
+        began = time.perf_counter()
+        V_b = block.compute(scheduler="synchronous")
+        V_b.T @ (V_b @ X)
+        return time.perf_counter() - began
