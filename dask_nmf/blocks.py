@@ -25,6 +25,9 @@ FACTOR_COPIES = 5
 H_COPIES = 6
 """float64 (k, n) arrays on the driver: H, the new one, W.T @ V, and HALS's transposed copies."""
 
+WAITING_BLOCKS = 2
+"""Blocks that a worker of a cluster holds beside those at work: read ahead, or not yet dropped."""
+
 FAN_IN = 8
 """Sums over blocks are trees of this width over the block index: the same bits on any cluster."""
 
@@ -91,7 +94,9 @@ class Geometry:
         """
         k, itemsize = self.rank, self.itemsize
         piece = min(rows, self.piece[0]) * min(columns, self.piece[1]) * self.stored
-        block = rows * columns * (itemsize + self.extra * self.stored) + self.beside * piece
+        block = rows * columns * itemsize
+        reading = rows * columns * self.extra * self.stored + self.beside * piece
+        waiting = 0 if self.local else WAITING_BLOCKS
         factors = rows * k * (FACTOR_COPIES * 8 + 2 * itemsize * self.W_on_disk)
         per_process = ceil(self.m / self.processes)
         W = 0 if self.W_on_disk else 2 * per_process * k * itemsize
@@ -101,7 +106,7 @@ class Geometry:
             sums += _live_sums(ceil(self.n / columns)) * rows * k * 8
         return {
             "process": BASE_BYTES + self.resident,
-            "blocks": self.threads * ceil(block),
+            "blocks": (self.threads + waiting) * block + self.threads * ceil(reading),
             "half-steps": self.threads * (factors + k * columns * (itemsize + 8)),
             "sums": sums,
             "W": max(W, start),
