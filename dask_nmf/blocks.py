@@ -164,7 +164,7 @@ def choose_grid(
     if block_rows is not None:
         rows = _given(geometry, block_rows)
         if memory is not None and geometry.peak_bytes(rows) > memory:
-            raise ValueError(_refusal(geometry, memory, rows, geometry.n))
+            raise ValueError(_refusal(memory, geometry, rows, geometry.n))
         return Grid(even(geometry.m, rows), (geometry.n,))
     sides = (geometry, geometry.T)
     by_row, by_column = (block_height(side, memory) for side in sides)
@@ -220,7 +220,9 @@ def _tile(geometry: Geometry, memory: int) -> tuple[int, int]:
 
         if columns := _whole(geometry.n, wide, narrow, wanted, fits):
             return min(rows, geometry.m), columns
-    raise ValueError(_refusal(geometry, memory, least, narrow))
+    smallest = (geometry, least, geometry.n), (geometry.T, narrow, geometry.m)
+    tile = (geometry, least, narrow)
+    raise ValueError(_refusal(memory, *min(*smallest, tile, key=_needs)))
 
 
 def _given(geometry: Geometry, block_rows: int) -> int:
@@ -233,7 +235,12 @@ def _given(geometry: Geometry, block_rows: int) -> int:
     return min(block_rows, geometry.m)
 
 
-def _refusal(geometry: Geometry, memory: int, rows: int, columns: int) -> str:
+def _needs(option: tuple[Geometry, int, int]) -> int:
+    geometry, rows, columns = option
+    return geometry.peak_bytes(rows, columns)
+
+
+def _refusal(memory: int, geometry: Geometry, rows: int, columns: int) -> str:
     needs = geometry.peak_bytes(rows, columns)
     parts = geometry.parts(rows, columns)
     listed = ", ".join(f"{name} {format_bytes(size)}" for name, size in parts.items() if size)
@@ -244,8 +251,8 @@ def _refusal(geometry: Geometry, memory: int, rows: int, columns: int) -> str:
     )
     if geometry.threads > 1:
         text += ", use fewer threads (dask.config.set(num_workers=1))"
-    if not geometry.W_on_disk and parts["W"] > 0.1 * needs:
-        text += ", keep W on disk with out="
+    if parts["W"] > 0.1 * needs:
+        text += ", take init='random'" if geometry.W_on_disk else ", keep W on disk with out="
     one = replace(geometry, piece=(1, 1), chunk=(1, 1))
     rows = block_height(one, memory)
     if rows:

@@ -229,7 +229,15 @@ def _sweep(
     if output is not None:
         (m, k), rows = state.W.shape, max(grid.heights)
         target = output.generation(number, (m, k), rows, state.W.dtype)
-    W, made = sweep(matrix.blocks(grid), state.W, old, solver, residual=residual, target=target)
+    W, made = sweep(
+        matrix.blocks(grid),
+        state.W,
+        old,
+        solver,
+        again=matrix.blocks(grid) if grid.reads_per_sweep == 2 else None,
+        residual=residual,
+        target=target,
+    )
     H = old if grid.transposed else _half_step(solver, old, made)
     if output is not None:
         W = read_rows(target)

@@ -221,7 +221,7 @@ def _of_zarr(array: zarr.Array[Any], dtype: np.dtype[Any]) -> dict[str, Any]:
     size = (array.shape[0], array.shape[1])
     layout, local = find_layout(array), isinstance(array.store, LocalStore)
     chunk = tuple(min(a, b) for a, b in zip(size, array.shards or array.chunks, strict=True))
-    share = stored_share(array)[1]
+    share = (stored_share(array) or (1.0, 1.0))[1]
     known: dict[str, Any] = {"chunk": chunk, "piece": chunk, "extra": 0.0 if local else share}
     if layout is None:  # zarr decodes up to ten chunks at once, beside its own copy of the block
         return known | {"beside": 20.0, "extra": 1.0}

@@ -165,7 +165,7 @@ def make_plan(
     parts["kept"] = -(-kept // side.processes) * rows * columns * side.itemsize
     tall, wide = (size * options.rank * side.itemsize for size in (side.m, side.n))
     m, n = matrix.shape
-    share = stored_share(matrix.source)[0] if matrix.stored else None
+    share = stored_share(matrix.source) if matrix.stored else None
     chunks, codec = matrix.storage
     plan = Plan(
         V=matrix.uri,
@@ -174,7 +174,7 @@ def make_plan(
         chunks=chunks,
         codec=codec,
         decoded_bytes=matrix.nbytes,
-        stored_bytes=None if share is None else int(share * matrix.nbytes),
+        stored_bytes=None if share is None else int(share[0] * matrix.nbytes),
         rank=options.rank,
         block=(columns, rows) if grid.transposed else (rows, columns),
         transposed=grid.transposed,

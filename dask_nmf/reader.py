@@ -18,6 +18,7 @@ import numpy as np
 import zarr
 from numcodecs import get_codec
 from numcodecs.abc import Codec
+from zarr.abc.store import Store
 from zarr.buffer import default_buffer_prototype
 from zarr.buffer.cpu import NDBuffer
 from zarr.core.sync import sync  # zarr's own event loop: remote file systems are bound to it
@@ -150,7 +151,9 @@ def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     nbytes = prod(shape) * dtype.itemsize
     if nbytes < _MAPPED_BYTES:
         return np.empty(shape, dtype)
-    memory = mmap.mmap(-1, nbytes)
+    if not hasattr(mmap, "MAP_ANONYMOUS"):  # Windows
+        return np.frombuffer(mmap.mmap(-1, nbytes), dtype).reshape(shape)
+    memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(memory, dtype).reshape(shape)
@@ -198,8 +201,13 @@ def is_mapped(array: zarr.Array[Any]) -> bool:
     return layout is not None and not layout.codecs and isinstance(array.store, LocalStore)
 
 
-def stored_share(array: zarr.Array[Any], samples: int = 64) -> tuple[float, float]:
-    """Stored over decoded bytes, mean and maximum over some chunks; their sizes only are asked."""
+def stored_share(array: zarr.Array[Any], samples: int = 64) -> tuple[float, float] | None:
+    """Stored over decoded bytes, mean and maximum over some chunks; None where it is not known.
+
+    Only sizes are asked for: a store that would have to read the chunks for them is not.
+    """
+    if type(array.store).getsize is Store.getsize:
+        return None
     rows, columns = array.shards or array.chunks
     grid = [-(-size // step) for size, step in zip(array.shape, (rows, columns), strict=True)]
     total = prod(grid)

@@ -14,7 +14,6 @@ from typing import Any
 import dask
 import dask.array as da
 import numpy as np
-from dask.graph_manipulation import clone
 
 from dask_nmf.blas import single_threaded
 from dask_nmf.blocks import FAN_IN
@@ -130,6 +129,7 @@ def sweep(
     H: Array,
     solver: Solver,
     *,
+    again: DaskArray | None = None,
     residual: bool = False,
     target: Any = None,
 ) -> tuple[DaskArray, Products]:
@@ -138,9 +138,12 @@ def sweep(
     Parameters
     ----------
     V : (m, n) dask array
-        Row blocks, or tiles where rows are too long for the memory.
+        Row blocks; or tiles, where rows are too long for the memory.
     W : (m, k) dask array, the same row blocks
     H : (k, n) array
+    again : (m, n) dask array, optional
+        V under other keys: it is read a second time then, as it has to be in tiles, of which
+        nothing may wait in memory for its second use.
     residual : bool
         Take R = V - W @ H block by block too, with the new W: one more product in float64.
     target : zarr array, optional
@@ -156,15 +159,13 @@ def sweep(
     then can each tile give its share of H's. Per block and sweep 4 tasks and a share of
     two trees.
     """
-    again = V
     W = update_W(V, W, H, solver)
     if target is not None:
         W = W.map_blocks(_write_rows, target, dtype=W.dtype, meta=W._meta, token="nmf-write")
-    if V.numblocks[1] > 1:
-        again = clone(V)  # other keys: nothing of V may wait in memory for its second use
-        (W,) = dask.persist(W)
+    if again is not None:
+        V, (W,) = again, dask.persist(W)
     WtW = gram(W)
-    over_V = _residual_products(again, W, H) if residual else matmul(W.T, again)
+    over_V = _residual_products(V, W, H) if residual else matmul(W.T, V)
     if target is None:
         W, over_V, WtW = dask.persist(W, over_V, WtW)  # one graph: each block of V is read once
     over_V, WtW = dask.compute(over_V, WtW)

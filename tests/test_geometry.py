@@ -1,0 +1,168 @@
+"""Any geometry gives the oracle's answer, and as many reads as its plan promises."""
+
+from pathlib import Path
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import pytest
+import zarr
+
+import dask_nmf
+from dask_nmf import blocks, oracle, planner
+from dask_nmf.solvers import HALS, MU, Solver
+from tests.conftest import Array, counted, low_rank
+
+SWEEPS = 3
+RANK = 3
+
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "rows": {"chunks": (10, 60)},
+    "squares": {"chunks": (16, 16)},
+    "columns": {"chunks": (80, 7)},
+    "one chunk": {"chunks": (80, 60)},
+    "too small": {"chunks": (1, 3)},
+    "shards": {"chunks": (5, 6), "shards": (20, 30)},
+    "flat shards": {"chunks": (5, 60), "shards": (40, 60)},
+}
+
+
+@pytest.fixture(autouse=True)
+def nothing_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planner, "_SPARE", 0)
+
+
+@pytest.fixture
+def tight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that weighs nothing, so that limits of some kB decide."""
+    monkeypatch.setattr(blocks, "BASE_BYTES", 0)
+
+
+def by_oracle(V: Array, W: Array, H: Array, solver: Solver) -> tuple[Array, Array, list[float]]:
+    errors = []
+    for _ in range(SWEEPS):
+        if isinstance(solver, HALS):
+            W = oracle.hals_W(V, W, H, solver.inner)
+            H = oracle.hals_H(V, W, H, solver.inner)
+        else:
+            W = oracle.update_W(V, W, H)
+            H = oracle.update_H(V, W, H)
+        errors.append(oracle.error(V, W, H))
+    return W, H, errors
+
+
+def check(V: Any, dense: Array, solver: Solver = HALS(), **options: Any) -> dask_nmf.Plan:
+    """Three sweeps are the oracle's; returns the plan."""
+    W, H = low_rank(len(dense), RANK, 2), low_rank(RANK, dense.shape[1], 2)
+    plan = dask_nmf.plan(V, RANK, **options)
+    passes = plan.passes_before + SWEEPS * plan.reads_per_sweep
+    result = dask_nmf.factorize(
+        V, RANK, solver=solver, init=(W, H), tol=0, max_passes=passes, **options
+    )
+    expected_W, expected_H, errors = by_oracle(dense, W, H, solver)
+    assert result.plan is not None
+    assert result.plan.grid == plan.grid
+    assert [record.error for record in result.history] == pytest.approx(errors, rel=1e-9)
+    np.testing.assert_allclose(result.W.compute(), expected_W, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(np.asarray(result.H), expected_H, rtol=1e-9, atol=1e-12)
+    return plan
+
+
+@pytest.mark.parametrize("solver", [MU(), HALS()], ids=repr)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("codec", ["auto", None])
+@pytest.mark.parametrize("shape", [(80, 60), (60, 80), (83, 61)])
+def test_every_layout_gives_the_oracles_answer(
+    tmp_path: Path, layout: str, codec: str | None, shape: tuple[int, int], solver: Solver
+) -> None:
+    dense = low_rank(*shape, 4)
+    options = dict(LAYOUTS[layout])
+    if shape == (60, 80):  # on its side
+        options = {name: size[::-1] for name, size in options.items()}
+    V = zarr.create_array(
+        tmp_path / "V.zarr", shape=shape, dtype="f8", compressors=codec, **options
+    )
+    V[:] = dense
+    plan = check(V, dense, solver)
+    assert plan.reads_per_sweep == 1
+
+
+@pytest.mark.parametrize("kind", ["numpy", "dask", "zarr"])
+@pytest.mark.parametrize("side", ["rows", "columns", "tiles"])
+def test_on_rows_on_the_transpose_and_in_tiles(
+    tmp_path: Path, tight: None, kind: str, side: str
+) -> None:
+    """The memory decides; reads are counted at the store."""
+    shape = {"rows": (400, 50), "columns": (50, 400), "tiles": (300, 300)}[side]
+    chunks = {"rows": (10, 25), "columns": (25, 10), "tiles": (30, 30)}[side]
+    dense = low_rank(*shape, 4)
+    V: Any = dense
+    store = None
+    if kind == "dask":
+        V = da.from_array(dense, chunks=chunks)
+    if kind == "zarr":
+        V, store = counted(tmp_path / "V.zarr", dense, chunks)
+    resident = dense.nbytes if kind == "numpy" else 0
+    limit = resident + {"rows": 200_000, "columns": 200_000, "tiles": 220_000}[side]
+    if kind == "numpy" and side == "tiles":
+        limit = resident + 120_000
+    with dask_threads(2):
+        plan = check(V, dense, memory=limit, out=tmp_path / "out.zarr")
+    rows, columns = plan.block
+    assert plan.peak_bytes <= limit
+    assert (columns == shape[1]) == (side == "rows")
+    assert (rows == shape[0]) == (side == "columns")
+    assert plan.transposed == (side == "columns")
+    assert plan.reads_per_sweep == (2 if side == "tiles" else 1)
+    assert plan.blocks > 1
+    if store is not None:
+        passes = plan.passes_before + SWEEPS * plan.reads_per_sweep
+        assert set(store.reads().values()) == {passes}
+        assert len(store.reads()) == V.nchunks
+
+
+def dask_threads(count: int) -> Any:
+    import dask
+
+    return dask.config.set(scheduler="threads", num_workers=count)
+
+
+def test_close_fits_are_measured_in_tiles_and_on_the_transpose(tmp_path: Path, tight: None) -> None:
+    for shape, limit in (((50, 400), 200_000), ((300, 300), 220_000)):
+        dense = low_rank(*shape, RANK, noise=1e-6).astype(np.float32)
+        V = zarr.create_array(tmp_path / f"{shape[0]}.zarr", data=dense, chunks=(25, 25))
+        with dask_threads(2):
+            result = dask_nmf.factorize(V, RANK, memory=limit, tol=0, max_passes=150)
+        assert result.plan is not None
+        assert result.plan.transposed or result.plan.reads_per_sweep == 2
+        W, H, exact = (np.float64(x) for x in (result.W.compute(), result.H, dense))
+        true = np.linalg.norm(exact - W @ H) / np.linalg.norm(exact)
+        assert result.error < 0.01
+        assert result.error == pytest.approx(true, rel=1e-4)
+
+
+@pytest.mark.parametrize("init", ["random", "nndsvda", "nndsvdar"])
+def test_every_start_on_the_transpose(tmp_path: Path, init: str) -> None:
+    """Random starts are the same numbers; NNDSVD's are as good."""
+    dense = low_rank(40, 300, 4)
+    rows = zarr.create_array(tmp_path / "rows.zarr", data=dense, chunks=(10, 300))
+    columns = zarr.create_array(tmp_path / "columns.zarr", data=dense, chunks=(40, 30))
+    found = [dask_nmf.factorize(V, RANK, init=init, max_passes=12, tol=0) for V in (rows, columns)]
+    assert [result.plan and result.plan.transposed for result in found] == [False, True]
+    if init == "random":
+        W = [result.W.compute() for result in found]
+        shared = min(len(result.history) for result in found)
+        errors = [[r.error for r in result.history[:shared]] for result in found]
+        assert errors[0] == pytest.approx(errors[1], rel=1e-9)
+        assert W[0].shape == W[1].shape
+    else:
+        assert found[0].error == pytest.approx(found[1].error, rel=0.02)
+
+
+def test_a_bad_entry_is_named_by_its_place_in_V(tmp_path: Path, tight: None) -> None:
+    for shape, chunks in (((50, 400), (50, 10)), ((300, 300), (30, 30))):
+        dense = low_rank(*shape, 4)
+        dense[41, 217] = np.nan
+        V = zarr.create_array(tmp_path / f"{shape[0]}.zarr", data=dense, chunks=chunks)
+        with dask_threads(2), pytest.raises(ValueError, match="row 41, column 217 holds nan"):
+            dask_nmf.factorize(V, RANK, memory=220_000)
