@@ -91,7 +91,7 @@ def _other_chunks(plan: Plan, geometry: Geometry, matrix: Matrix) -> Iterator[st
     ):
         yield (
             f"V can only be had in {plan.blocks} block(s), too few for {at_once} threads: rechunk "
-            f"it to rows (dask-nmf rechunk), for up to {at_once / plan.blocks:.0f} times faster passes"
+            f"it to rows (dask-nmf rechunk): up to {at_once / plan.blocks:.0f} times faster"
         )
 
 

@@ -31,6 +31,7 @@ WAITING_BLOCKS = 2
 FAN_IN = 8
 """Sums over blocks are trees of this width over the block index: the same bits on any cluster."""
 
+_LEAST_HEIGHT = 8  # rows per component: a block should weigh more than its share of W.T @ V
 _TRANSPOSE_GAIN = 1.25  # it costs a pass more at the start: not worth it for less
 
 
@@ -46,10 +47,11 @@ class Geometry:
     chunk, piece : (int, int)
         Of what lies under one key of the store, and the least of it that can be read at its own
         cost: an inner chunk of a mapped shard, one number where nothing has to be decoded.
-    beside : float
-        Bytes held beside the block, per stored byte of the piece that is put into it.
-    extra : float
-        Bytes held beside the block, per stored byte of the block.
+    payload, decoded, extra : float
+        Bytes held beside a block while it is read: per decoded byte of the chunk that is put into
+        it, of the piece, and of the block.
+    in_place : bool
+        Whether a block within one chunk is the mapped chunk itself: nothing is beside it then.
     threads, processes : int
     resident : int
         Bytes of V that each process holds anyway.
@@ -72,7 +74,9 @@ class Geometry:
     piece: tuple[int, int]
     threads: int
     processes: int
-    beside: float = 1.0
+    payload: float = 0.0
+    decoded: float = 0.0
+    in_place: bool = False
     extra: float = 0.0
     resident: int = 0
     W_on_disk: bool = False
@@ -93,9 +97,13 @@ class Geometry:
         + W + sums in their trees + H and its copies + the process itself.
         """
         k, itemsize = self.rank, self.itemsize
-        piece = min(rows, self.piece[0]) * min(columns, self.piece[1]) * self.stored
         block = rows * columns * itemsize
-        reading = rows * columns * self.extra * self.stored + self.beside * piece
+        chunk, piece = (
+            min(rows, size[0]) * min(columns, size[1]) for size in (self.chunk, self.piece)
+        )
+        reading = self.payload * chunk + self.decoded * piece + self.extra * rows * columns
+        if self.in_place and rows <= self.chunk[0]:
+            reading = 0.0
         waiting = 0 if self.local else WAITING_BLOCKS
         factors = rows * k * (FACTOR_COPIES * 8 + 2 * itemsize * self.W_on_disk)
         per_process = ceil(self.m / self.processes)
@@ -106,7 +114,7 @@ class Geometry:
             sums += _live_sums(ceil(self.n / columns)) * rows * k * 8
         return {
             "process": BASE_BYTES + self.resident,
-            "blocks": (self.threads + waiting) * block + self.threads * ceil(reading),
+            "blocks": (self.threads + waiting) * block + self.threads * ceil(reading * self.stored),
             "half-steps": self.threads * (factors + k * columns * (itemsize + 8)),
             "sums": sums,
             "W": max(W, start),
@@ -181,7 +189,11 @@ def choose_grid(
 
 def block_height(geometry: Geometry, memory: int | None) -> int:
     """Rows of a block of whole rows: near the target, whole chunks if they fit; 0: nothing does."""
-    wanted = max(geometry.target // (geometry.n * geometry.itemsize), ceil(geometry.m / MAX_BLOCKS))
+    wanted = max(
+        geometry.target // (geometry.n * geometry.itemsize),
+        ceil(geometry.m / MAX_BLOCKS),
+        _LEAST_HEIGHT * geometry.rank,
+    )
 
     def fits(rows: int) -> bool:
         return memory is None or geometry.peak_bytes(min(rows, geometry.m)) <= memory

@@ -162,6 +162,7 @@ def factorize(
     if out is not None:
         remote, needs = job.scheduler.remote, plan.disk_bytes
         output = open_output(out, job.matrix.uri, overwrite, remote, needs)
+        output.forget()  # what a killed run has left
     for line in repr(plan).splitlines():
         logger.info(line)
 

@@ -10,7 +10,7 @@ import numpy as np
 import zarr
 from zarr.storage import LocalStore, MemoryStore, WrapperStore
 
-from dask_nmf.blocks import Geometry, Grid
+from dask_nmf.blocks import TARGET_BYTES, Geometry, Grid
 from dask_nmf.reader import Reader, find_layout, stored_share
 from dask_nmf.scheduler import Scheduler
 from dask_nmf.types import AnyArray, Array, DaskArray, working_dtype
@@ -18,6 +18,7 @@ from dask_nmf.types import AnyArray, Array, DaskArray, working_dtype
 Missing = Literal["error", "zero"]
 
 _IN_MEMORY_TARGET = 2**24  # no read to amortize: smaller blocks keep all threads busy
+_MAPPED_TARGET = 2**23  # from here on a mapped chunk is a block as it lies: joining would copy it
 
 
 @dataclass(frozen=True)
@@ -190,7 +191,7 @@ def geometry(matrix: Matrix, rank: int, scheduler: Scheduler, **more: Any) -> Ge
     """What the memory of a pass over the matrix depends on; metadata only."""
     source, dtype = matrix.source, working_dtype(matrix.dtype)
     m, n = matrix.shape
-    known: dict[str, Any] = {"chunk": (1, 1), "piece": (1, 1), "beside": 0.0}
+    known: dict[str, Any] = {"chunk": (1, 1), "piece": (1, 1)}
     if isinstance(source, zarr.Array):
         known = _of_zarr(source, dtype)
     elif isinstance(source, da.Array):
@@ -222,16 +223,22 @@ def _of_zarr(array: zarr.Array[Any], dtype: np.dtype[Any]) -> dict[str, Any]:
     layout, local = find_layout(array), isinstance(array.store, LocalStore)
     chunk = tuple(min(a, b) for a, b in zip(size, array.shards or array.chunks, strict=True))
     share = (stored_share(array) or (1.0, 1.0))[1]
-    known: dict[str, Any] = {"chunk": chunk, "piece": chunk, "extra": 0.0 if local else share}
+    known: dict[str, Any] = {"chunk": chunk, "piece": chunk, "payload": share}
     if layout is None:  # zarr decodes up to ten chunks at once, beside its own copy of the block
-        return known | {"beside": 20.0, "extra": 1.0}
-    if local and layout.shards:
-        known["piece"] = tuple(min(a, b) for a, b in zip(size, layout.inner, strict=True))
-    if local and not layout.codecs:  # mapped: any rows at their own cost
-        return known | ({"piece": (1, 1)} if not layout.shards else {}) | {"beside": 1.0}
-    direct = layout.stored == dtype and chunk[1] == size[1] and len(layout.codecs) == 1
-    direct = direct and layout.codecs[0].codec_id == "blosc" and not layout.shards
-    return known | {"beside": share + (0.0 if direct else 1.0)}
+        return known | {"decoded": 20.0, "extra": 1.0}
+    if not local:  # all chunks of a block are asked for at once
+        return known | {"decoded": 1.0, "extra": share}
+    if layout.shards:
+        piece = tuple(min(a, b) for a, b in zip(size, layout.inner, strict=True))
+        return known | {"piece": piece, "decoded": 1.0 if layout.codecs else 0.0}
+    whole, same = chunk[1] == size[1], layout.stored == dtype
+    if not layout.codecs:  # mapped: any rows at their own cost, and no copy where it is one chunk
+        nbytes = chunk[0] * chunk[1] * dtype.itemsize
+        target = min(max(nbytes, _MAPPED_TARGET), TARGET_BYTES)
+        in_place = {"in_place": True, "target": target} if whole and same else {}
+        return known | {"piece": (1, 1)} | in_place
+    direct = whole and same and [codec.codec_id for codec in layout.codecs] == ["blosc"]
+    return known | {"decoded": 0.0 if direct else 1.0}
 
 
 # ------------------------------------------------------------------------------- opening V

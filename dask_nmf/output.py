@@ -44,9 +44,9 @@ class Output:
         group = self.group.require_group(_GENERATIONS)
         return _create(group, f"{number:06d}", shape, dtype, ("row", "component"), (rows, shape[1]))
 
-    def forget(self, number: int) -> None:
-        """Drop that generation, if there is one."""
-        name = f"{_GENERATIONS}/{number:06d}"
+    def forget(self, number: int | None = None) -> None:
+        """Drop that generation, or all of them, if there are any."""
+        name = _GENERATIONS if number is None else f"{_GENERATIONS}/{number:06d}"
         if name in self.group:
             del self.group[name]
 
@@ -60,8 +60,7 @@ class Output:
         for name in _HISTORY:
             column = np.array([getattr(record, name) for record in result.history])
             _create(self.group, name, column.shape, column.dtype, ("pass",))[:] = column
-        if _GENERATIONS in self.group:
-            del self.group[_GENERATIONS]
+        self.forget()
         result = replace(result, W=lazy(W), H=_small(H), out=self.uri)
         self.group.update_attributes({_KEY: _attributes(result)})
         _consolidate(self.group)

@@ -45,6 +45,12 @@ def counted(path: Path, V: Array, chunks: tuple[int, int], **kwargs: Any) -> tup
     return zarr.open_array(store, mode="r"), store
 
 
+@pytest.fixture
+def nothing_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No block of V stays in memory between passes, so that reads can be counted."""
+    monkeypatch.setattr("dask_nmf.planner._SPARE", 0)
+
+
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Any]:
     """The address of a scheduler with two worker processes of one thread each."""

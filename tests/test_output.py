@@ -140,7 +140,7 @@ def test_killed_in_the_middle_of_writing(tmp_path: Path, monkeypatch: pytest.Mon
     out = tmp_path / "out.zarr"
     dask_nmf.factorize(V, 3, out=out, **FEW)
     with monkeypatch.context() as patched:
-        patched.setattr("dask_nmf.output._write_W", killed)
+        patched.setattr("dask_nmf.output._write_factor", killed)
         with pytest.raises(KeyboardInterrupt):
             dask_nmf.factorize(V, 2, out=out, overwrite=True, **FEW)
     with pytest.raises(ValueError, match="has not finished"):
