@@ -100,7 +100,7 @@ def _other_codec(plan: Plan) -> Iterator[str]:
     if name is None:
         return
     workers = min(plan.blocks, plan.processes * plan.threads)
-    now, best = (plan.decoded_bytes / DECODING[codec] / workers for codec in (name, "blosc"))
+    now, best = (plan.decoded_bytes / DECODING[codec] / workers for codec in (name, "blosc-lz4"))
     if now > 2 * best and now - best > _LEAST_GAIN:
         yield (
             f"{name} decodes slowly: about {format_time(now)} a pass; blosc-lz4 would take about "

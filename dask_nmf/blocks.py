@@ -172,7 +172,7 @@ def choose_grid(
     if block_rows is not None:
         rows = _given(geometry, block_rows)
         if memory is not None and geometry.peak_bytes(rows) > memory:
-            raise ValueError(_refusal(memory, geometry, rows, geometry.n))
+            raise ValueError(_refusal(geometry, memory, rows))
         return Grid(even(geometry.m, rows), (geometry.n,))
     sides = (geometry, geometry.T)
     by_row, by_column = (block_height(side, memory) for side in sides)
@@ -232,9 +232,7 @@ def _tile(geometry: Geometry, memory: int) -> tuple[int, int]:
 
         if columns := _whole(geometry.n, wide, narrow, wanted, fits):
             return min(rows, geometry.m), columns
-    smallest = (geometry, least, geometry.n), (geometry.T, narrow, geometry.m)
-    tile = (geometry, least, narrow)
-    raise ValueError(_refusal(memory, *min(*smallest, tile, key=_needs)))
+    raise ValueError(_refusal(geometry, memory))
 
 
 def _given(geometry: Geometry, block_rows: int) -> int:
@@ -247,26 +245,31 @@ def _given(geometry: Geometry, block_rows: int) -> int:
     return min(block_rows, geometry.m)
 
 
-def _needs(option: tuple[Geometry, int, int]) -> int:
-    geometry, rows, columns = option
-    return geometry.peak_bytes(rows, columns)
-
-
-def _refusal(memory: int, geometry: Geometry, rows: int, columns: int) -> str:
-    needs = geometry.peak_bytes(rows, columns)
-    parts = geometry.parts(rows, columns)
+def _refusal(geometry: Geometry, memory: int, block_rows: int | None = None) -> str:
+    """What the smallest blocks need, and what would make them fit."""
+    (rows, columns), (m, n) = geometry.piece, (geometry.m, geometry.n)
+    if block_rows is not None:
+        options = [(geometry.parts(block_rows, n), (block_rows, n))]
+    else:
+        options = [
+            (geometry.parts(rows, n), (rows, n)),
+            (geometry.T.parts(columns, m), (m, columns)),
+            (geometry.parts(rows, columns), (rows, columns)),
+        ]
+    parts, block = min(options, key=lambda option: sum(option[0].values()))
+    needs = format_bytes(sum(parts.values()))
     listed = ", ".join(f"{name} {format_bytes(size)}" for name, size in parts.items() if size)
     text = (
-        f"memory={format_bytes(memory)} is too small: blocks of {rows:,} x {columns:,} on "
-        f"{geometry.threads} threads need {format_bytes(needs)} per process ({listed}). "
-        f"Raise memory= to {format_bytes(needs)}"
+        f"memory={format_bytes(memory)} is too small: blocks of {block[0]:,} x {block[1]:,} with "
+        f"{geometry.threads} thread(s) need {needs} per process ({listed}). Raise memory= to it"
     )
+    if memory <= parts["process"]:
+        return text + ": a process alone, without any data, takes most of it"
     if geometry.threads > 1:
         text += ", use fewer threads (dask.config.set(num_workers=1))"
-    if parts["W"] > 0.1 * needs:
+    if parts["W"] > 0.1 * memory:
         text += ", take init='random'" if geometry.W_on_disk else ", keep W on disk with out="
-    one = replace(geometry, piece=(1, 1), chunk=(1, 1))
-    rows = block_height(one, memory)
+    rows = block_height(replace(geometry, piece=(1, 1), chunk=(1, n)), memory)
     if rows:
         return text + f", or rechunk V to at most {rows:,} rows per chunk (dask-nmf rechunk)"
     return text + ", or take a smaller rank"

@@ -1,4 +1,4 @@
-"""The command line: ``dask-nmf fit V.zarr out.zarr --rank 20``, ``dask-nmf show out.zarr``."""
+"""The command line: ``dask-nmf plan``, ``fit``, ``show`` and ``rechunk``; --help for each."""
 
 import argparse
 import json
@@ -15,6 +15,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from dask_nmf.driver import factorize
 from dask_nmf.heap import one_heap
 from dask_nmf.output import open_result
+from dask_nmf.planner import plan
 from dask_nmf.result import Result
 from dask_nmf.solvers import HALS, MU
 from dask_nmf.types import ConvergenceWarning, SweepRecord
@@ -71,6 +72,19 @@ def _fit(arguments: argparse.Namespace) -> int:
     print(json.dumps(result.summary(), indent=2))
     if arguments.require_convergence and not result.status.converged:
         return NOT_CONVERGED
+    return DONE
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    names = ("init", "max_passes", "memory", "block_rows", "missing", "probe")
+    with _scheduler(arguments.scheduler):
+        found = plan(
+            arguments.V,
+            arguments.rank,
+            out=None if arguments.no_out else "out",
+            **{name: getattr(arguments, name) for name in names},
+        )
+    print(json.dumps(found.to_json(), indent=2) if arguments.json else found)
     return DONE
 
 
@@ -135,30 +149,43 @@ def _parser() -> argparse.ArgumentParser:
     fit.set_defaults(run=_fit)
     fit.add_argument("V", help="path or URL of the zarr array, (m, n), non-negative")
     fit.add_argument("out", help="path or URL of the zarr group for W, H and the history")
-    fit.add_argument("--rank", type=int, required=True, help="number of components, k")
+    _shared(fit)
     fit.add_argument("--loss", default="frobenius")
     fit.add_argument("--solver", default="auto", help="auto (hals), hals or mu")
     fit.add_argument("--inner", type=int, help="inner sweeps per half-step")
-    fit.add_argument("--init", default="random", help="random, nndsvd, nndsvda or nndsvdar")
     fit.add_argument("--tol", type=float, default=1e-4, help="relative decrease per sweep to stop")
-    fit.add_argument("--max-passes", type=int, default=200, help="most reads of V")
     fit.add_argument("--max-seconds", type=float, help="stop after the sweep that passes this")
     fit.add_argument("--seed", type=int, default=0)
-    fit.add_argument("--memory", help="limit per worker process, such as 2GiB")
-    fit.add_argument("--block-rows", type=int, help="rows of V per block")
-    fit.add_argument("--missing", default="error", help="what absent chunks of V are: error, zero")
     fit.add_argument("--overwrite", action="store_true", help="replace a finished result")
-    fit.add_argument("--scheduler", help="tcp://host:8786 of a running cluster; default: threads")
     fit.add_argument(
         "--require-convergence", action="store_true", help="exit 3 if the budget ended the run"
     )
     fit.add_argument("--quiet", action="store_true", help="no line per pass")
+
+    before = commands.add_parser("plan", help="what a fit would read, hold and write")
+    before.set_defaults(run=_plan, quiet=True)
+    before.add_argument("V", help="path or URL of the zarr array")
+    _shared(before)
+    before.add_argument("--probe", action="store_true", help="time one block, for a pass's seconds")
+    before.add_argument("--no-out", action="store_true", help="W stays in memory, as with out=None")
+    before.add_argument("--json", action="store_true", help="the plan as JSON")
 
     show = commands.add_parser("show", help="print what a results group holds")
     show.set_defaults(run=_show, quiet=False)
     show.add_argument("out", help="path or URL of the results group")
     show.add_argument("--json", action="store_true", help="the summary only, as JSON")
     return parser
+
+
+def _shared(command: argparse.ArgumentParser) -> None:
+    """What decides the plan of a fit."""
+    command.add_argument("--rank", type=int, required=True, help="number of components, k")
+    command.add_argument("--init", default="random", help="random, nndsvd, nndsvda or nndsvdar")
+    command.add_argument("--max-passes", type=int, default=200, help="most passes over V")
+    command.add_argument("--memory", help="limit per worker process, such as 2GiB")
+    command.add_argument("--block-rows", type=int, help="rows of V per block")
+    command.add_argument("--missing", default="error", help="what absent chunks are: error, zero")
+    command.add_argument("--scheduler", help="tcp://host:8786 of a running cluster, or threads")
 
 
 if __name__ == "__main__":

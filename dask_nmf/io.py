@@ -8,17 +8,13 @@ from typing import Any, Literal
 import dask.array as da
 import numpy as np
 import zarr
-from zarr.storage import LocalStore, MemoryStore, WrapperStore
+from zarr.storage import MemoryStore, WrapperStore
 
-from dask_nmf.blocks import TARGET_BYTES, Geometry, Grid
-from dask_nmf.reader import Reader, find_layout, stored_share
-from dask_nmf.scheduler import Scheduler
+from dask_nmf.blocks import Grid
+from dask_nmf.reader import Reader
 from dask_nmf.types import AnyArray, Array, DaskArray, working_dtype
 
 Missing = Literal["error", "zero"]
-
-_IN_MEMORY_TARGET = 2**24  # no read to amortize: smaller blocks keep all threads busy
-_MAPPED_TARGET = 2**23  # from here on a mapped chunk is a block as it lies: joining would copy it
 
 
 @dataclass(frozen=True)
@@ -69,25 +65,6 @@ class Matrix:
     def stored(self) -> bool:
         """Whether it lies in a zarr array, rather than in memory or behind a dask graph."""
         return isinstance(self.source, zarr.Array)
-
-    @property
-    def storage(self) -> tuple[str, str]:
-        """Chunks and codec, for people."""
-        if isinstance(self.source, zarr.Array):
-            chunk, shard = (
-                "{:,} x {:,}".format(*size) if size else ""
-                for size in (self.source.chunks, self.source.shards)
-            )
-            names = [
-                str(getattr(codec, "codec_id", type(codec).__name__.removesuffix("Codec").lower()))
-                for codec in self.source.compressors
-            ]
-            return f"{chunk} in shards of {shard}" if shard else chunk, " + ".join(
-                names
-            ) or "uncompressed"
-        if isinstance(self.source, da.Array):
-            return "{:,} x {:,}".format(*self.source.chunksize), "dask array"
-        return "none", "numpy array"
 
     def blocks(self, grid: Grid) -> DaskArray:
         """A dask array of these blocks in the working dtype; unique keys, so always re-read."""
@@ -184,61 +161,6 @@ def from_rows(rows: Any, heights: Sequence[int]) -> DaskArray:
 
 def _as_block(x: AnyArray, dtype: np.dtype[Any]) -> Array:
     return np.require(x, dtype=dtype, requirements=["C", "A"])
-
-
-# -------------------------------------------------------------------------- what a plan asks
-def geometry(matrix: Matrix, rank: int, scheduler: Scheduler, **more: Any) -> Geometry:
-    """What the memory of a pass over the matrix depends on; metadata only."""
-    source, dtype = matrix.source, working_dtype(matrix.dtype)
-    m, n = matrix.shape
-    known: dict[str, Any] = {"chunk": (1, 1), "piece": (1, 1)}
-    if isinstance(source, zarr.Array):
-        known = _of_zarr(source, dtype)
-    elif isinstance(source, da.Array):
-        chunk = tuple(
-            min(size, max(sizes)) for size, sizes in zip((m, n), source.chunks, strict=True)
-        )
-        known = {"chunk": chunk, "piece": chunk, "extra": 1.0}
-    else:  # no read to amortize: smaller blocks keep all threads busy
-        copied = 0 if matrix.dtype == dtype and source.flags.c_contiguous else 1
-        known |= {"target": _IN_MEMORY_TARGET, "extra": float(copied)}
-        known |= {"resident": source.nbytes // (1 if not scheduler.remote else scheduler.processes)}
-    return Geometry(
-        m=m,
-        n=n,
-        rank=rank,
-        itemsize=dtype.itemsize,
-        stored=matrix.dtype.itemsize,
-        threads=scheduler.threads,
-        processes=scheduler.processes,
-        local=not scheduler.remote,
-        **known,
-        **more,
-    )
-
-
-def _of_zarr(array: zarr.Array[Any], dtype: np.dtype[Any]) -> dict[str, Any]:
-    """Chunk, piece, and what is held beside a block while it is read."""
-    size = (array.shape[0], array.shape[1])
-    layout, local = find_layout(array), isinstance(array.store, LocalStore)
-    chunk = tuple(min(a, b) for a, b in zip(size, array.shards or array.chunks, strict=True))
-    share = (stored_share(array) or (1.0, 1.0))[1]
-    known: dict[str, Any] = {"chunk": chunk, "piece": chunk, "payload": share}
-    if layout is None:  # zarr decodes up to ten chunks at once, beside its own copy of the block
-        return known | {"decoded": 20.0, "extra": 1.0}
-    if not local:  # all chunks of a block are asked for at once
-        return known | {"decoded": 1.0, "extra": share}
-    if layout.shards:
-        piece = tuple(min(a, b) for a, b in zip(size, layout.inner, strict=True))
-        return known | {"piece": piece, "decoded": 1.0 if layout.codecs else 0.0}
-    whole, same = chunk[1] == size[1], layout.stored == dtype
-    if not layout.codecs:  # mapped: any rows at their own cost, and no copy where it is one chunk
-        nbytes = chunk[0] * chunk[1] * dtype.itemsize
-        target = min(max(nbytes, _MAPPED_TARGET), TARGET_BYTES)
-        in_place = {"in_place": True, "target": target} if whole and same else {}
-        return known | {"piece": (1, 1)} | in_place
-    direct = whole and same and [codec.codec_id for codec in layout.codecs] == ["blosc"]
-    return known | {"decoded": 0.0 if direct else 1.0}
 
 
 # ------------------------------------------------------------------------------- opening V

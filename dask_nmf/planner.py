@@ -14,12 +14,14 @@ from dask_nmf.advice import advise
 from dask_nmf.blas import one_blas_thread
 from dask_nmf.blocks import Geometry, Grid, choose_grid
 from dask_nmf.init import Start, make_start
-from dask_nmf.io import Matrix, Missing, check_reachable, geometry, open_matrix
+from dask_nmf.io import Matrix, Missing, check_reachable, open_matrix
 from dask_nmf.limits import default_memory
 from dask_nmf.options import Options, check_options
 from dask_nmf.plans import Plan
 from dask_nmf.reader import is_mapped, stored_share
 from dask_nmf.scheduler import Scheduler, active_scheduler
+from dask_nmf.solvers import HALS
+from dask_nmf.survey import geometry, storage
 from dask_nmf.types import working_dtype
 
 _SPARE = 0.9  # of the memory limit: what is kept of V beside the pass itself stays below
@@ -166,7 +168,7 @@ def make_plan(
     tall, wide = (size * options.rank * side.itemsize for size in (side.m, side.n))
     m, n = matrix.shape
     share = stored_share(matrix.source) if matrix.stored else None
-    chunks, codec = matrix.storage
+    chunks, codec = storage(matrix)
     plan = Plan(
         V=matrix.uri,
         shape=(m, n),
@@ -208,7 +210,7 @@ def _within(
         try:
             grid = choose_grid(used, memory, block_rows)
         except ValueError as error:
-            refused = refused or error
+            refused = error
         else:
             if grid.reads_per_sweep == 1:
                 return used, grid
@@ -229,20 +231,25 @@ def _kept_blocks(matrix: Matrix, side: Geometry, grid: Grid, memory: int | None,
 
 
 def probed(plan: Plan, matrix: Matrix) -> Plan:
-    """The plan with the seconds of a pass, from one block read and multiplied where tasks run."""
+    """The plan with the seconds of a pass, from a block or two where tasks run."""
     seconds = dask.delayed(_time_a_block)(matrix, plan.grid, plan.rank).compute()
     at_once = min(plan.blocks, plan.processes * min(plan.threads, os.cpu_count() or 1))
     return replace(plan, seconds=seconds * plan.blocks / at_once)
 
 
 def _time_a_block(matrix: Matrix, grid: Grid, rank: int) -> float:
-    """Seconds of the second block, or the only one: its read and both products."""
-    streamed = matrix.T if grid.transposed else matrix
-    dtype = working_dtype(matrix.dtype)
-    block = streamed.blocks(grid).blocks[min(1, len(grid.heights) - 1), 0]
-    X = np.ones((block.shape[1], rank), dtype)
+    """Seconds of the second block, or the only one: its read, both products and a half-step."""
+    V = (matrix.T if grid.transposed else matrix).blocks(grid)
+    X = np.ones((V.chunksize[1], rank), working_dtype(matrix.dtype))
+    gram = (X.T @ X).astype(np.float64)
+    seconds = 0.0
     with one_blas_thread:
-        began = time.perf_counter()
-        V_b = block.compute(scheduler="synchronous")
-        V_b.T @ (V_b @ X)
-        return time.perf_counter() - began
+        for i in range(min(2, len(grid.heights))):  # the first one also loads code
+            (block,) = dask.optimize(V.blocks[i, 0])
+            began = time.perf_counter()
+            V_b = block.compute(scheduler="synchronous", optimize_graph=False)
+            numer = V_b @ X
+            W_b = HALS().improve(numer, numer, gram).astype(X.dtype)
+            W_b.T @ V_b
+            seconds = time.perf_counter() - began
+    return seconds
