@@ -13,7 +13,8 @@ CHUNK_SECONDS = {"local": 60e-6, "remote": 2e-3}
 """Per chunk (or inner chunk) beside its decoding: opened and mapped, or asked for ten at a time."""
 
 DECODING = {
-    "blosc": 2e9,
+    "blosc-lz4": 2e9,
+    "blosc-zstd": 1e9,
     "zstd": 0.9e9,
     "gzip": 0.25e9,
     "zlib": 0.25e9,
