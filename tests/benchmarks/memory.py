@@ -59,12 +59,25 @@ def make(path: Path, m: int, n: int, dtype: str, codec: str, layout: dict[str, A
     return str(path)
 
 
-def measure(**run: Any) -> dict[str, Any]:
-    """Predicted and measured peak of a run in a new process; see `child` for its keys."""
+def measure(group: str | None = None, **run: Any) -> dict[str, Any]:
+    """Predicted and measured peak of a run in a new process; see `child` for its keys.
+
+    The process joins the control group (version 1) at `group`, if one is given.
+    """
+
+    def join() -> None:
+        Path(f"{group}/cgroup.procs").write_text("0")
+
     command = [sys.executable, "-m", "tests.benchmarks.memory", json.dumps(run)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=join if group else None,
+    )
     if done.returncode:
-        raise RuntimeError(done.stderr[-2000:])
+        raise RuntimeError(f"exit code {done.returncode}: {done.stderr[-2000:]}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 

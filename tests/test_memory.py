@@ -1,0 +1,128 @@
+"""Peak memory of whole processes is as predicted, under a hard limit where one can be set."""
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import dask_nmf
+from tests.benchmarks.memory import CHUNKS, make, measure
+from tests.conftest import low_rank
+
+pytestmark = pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="peak memory is read from Linux's /proc"
+)
+
+
+@contextmanager
+def group_limit(limit: int) -> Iterator[Path | None]:
+    """A control group (version 1) with that limit, or None where none can be made."""
+    lines = Path("/proc/self/cgroup").read_text().splitlines()
+    paths = [line.split(":", 2)[2] for line in lines if ":memory:" in line]
+    parent = Path("/sys/fs/cgroup/memory", *[path.lstrip("/") for path in paths])
+    group = parent / f"dask_nmf-{uuid.uuid4().hex[:8]}"
+    try:
+        group.mkdir()
+        (group / "memory.limit_in_bytes").write_text(str(limit))
+    except OSError:
+        yield None
+        return
+    try:
+        yield group
+    finally:
+        group.rmdir()
+
+
+def check(V: str, **run: Any) -> dict[str, Any]:
+    """The run within its predicted peak; again under that as a limit that the system enforces."""
+    found = measure(V=V, rank=20, **run)
+    assert found["measured"] <= found["predicted"] <= 1.5 * found["measured"], found
+    return found
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("memory")
+
+
+@pytest.mark.parametrize(
+    ("chunks", "codec", "dtype", "run"),
+    [
+        ("rows", "lz4", "float32", {}),
+        ("rows", "none", "float32", {"threads": 4}),
+        ("squares", "zstd", "float64", {}),
+        ("columns", "lz4", "float32", {"memory": "500MB"}),
+        ("shards", "zstd", "uint16", {}),
+        ("rows", "lz4", "float32", {"processes": 1, "threads": 1, "block_rows": 2_000}),
+    ],
+)
+def test_measured_is_below_predicted_and_predicted_is_near(
+    folder: Path, chunks: str, codec: str, dtype: str, run: dict[str, Any]
+) -> None:
+    V = make(folder / f"{chunks}-{codec}-{dtype}", 20_000, 2_000, dtype, codec, CHUNKS[chunks])
+    check(V, **{"memory": "400MB", **run})
+
+
+def test_it_runs_under_a_hard_limit(folder: Path) -> None:
+    """The process is killed if it takes more than the plan says."""
+    V = make(folder / "rows-lz4-float32", 20_000, 2_000, "float32", "lz4", CHUNKS["rows"])
+    run: dict[str, Any] = {"memory": "300MB", "out": str(folder / "out"), "overwrite": True}
+    plan = check(V, **run)
+    with group_limit(plan["predicted"]) as group:
+        if group is None:
+            pytest.skip("no control group can be made here")
+        found = measure(V=V, rank=20, group=str(group), **run)
+        assert found["measured"] <= plan["predicted"]
+    with group_limit(plan["predicted"] // 2) as group, pytest.raises(RuntimeError, match="-9"):
+        measure(V=V, rank=20, group=str(group), **run)  # the limit is a real one
+
+
+def test_memory_is_flat_in_rows_and_in_passes(folder: Path) -> None:
+    peaks = {}
+    for rows, passes in ((10_000, 4), (40_000, 4), (10_000, 24)):
+        V = make(folder / f"flat-{rows}", rows, 2_000, "float32", "lz4", {"chunks": (1_000, 2_000)})
+        run = {"memory": "250MB", "out": str(folder / "flat.zarr"), "overwrite": True}
+        peaks[rows, passes] = measure(V=V, rank=20, passes=passes, **run)["measured"]
+    assert max(peaks.values()) < 1.05 * min(peaks.values()), peaks
+
+
+def test_memory_smaller_than_a_process_or_a_row() -> None:
+    V = np.ones((20, 10**6), dtype=np.float32)
+    with pytest.raises(ValueError, match=r"memory=.* is too small: .*a process alone"):
+        dask_nmf.factorize(V, 2, memory="50MB")
+    with pytest.raises(
+        ValueError, match=r"memory=.* is too small: blocks of .* need .* per process"
+    ):
+        dask_nmf.factorize(V, 200, memory="300MB")
+
+
+def test_what_the_cluster_knows_is_constant_from_pass_to_pass(tmp_path: Path, cluster: str) -> None:
+    """With W in a store, no future of one pass outlives the next."""
+    from distributed import Client
+
+    known: list[int] = []
+    with Client(cluster) as client:
+
+        def count(record: dask_nmf.SweepRecord) -> None:
+            known.append(client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks)))
+
+        V = make(tmp_path / "V", 2_000, 100, "float32", "lz4", {"chunks": (100, 100)})
+        dask_nmf.factorize(
+            V, 3, out=tmp_path / "out", tol=0, max_passes=14, block_rows=100, callback=count
+        )
+    assert len(known) == 13
+    assert max(known[3:]) <= max(known[:3])
+
+
+def test_W_larger_than_memory_is_refused_unless_it_has_a_place() -> None:
+    V = low_rank(2_000_000, 2, 1)
+    limit = V.nbytes + 230 * 2**20
+    with pytest.raises(ValueError, match="too small: .*keep W on disk with out="):
+        dask_nmf.plan(V, 20, memory=limit)
+    assert dask_nmf.plan(V, 20, memory=limit, out="anywhere").large_factor == "out"
+    assert not os.path.exists("anywhere")
