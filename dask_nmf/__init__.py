@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dask_nmf.output import open_result
     from dask_nmf.planner import plan
     from dask_nmf.plans import Plan
+    from dask_nmf.rechunking import rechunk
     from dask_nmf.result import Result
     from dask_nmf.solvers import HALS, MU
     from dask_nmf.stopping import Status
@@ -45,6 +46,7 @@ _HOME = {
     "open_result": "output",
     "oracle": "oracle",
     "plan": "planner",
+    "rechunk": "rechunking",
     "update_H": "stream",
     "update_W": "stream",
 }
@@ -64,6 +66,7 @@ __all__ = [
     "open_result",
     "oracle",
     "plan",
+    "rechunk",
     "update_H",
     "update_W",
 ]

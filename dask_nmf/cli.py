@@ -16,6 +16,8 @@ from dask_nmf.driver import factorize
 from dask_nmf.heap import one_heap
 from dask_nmf.output import open_result
 from dask_nmf.planner import plan
+from dask_nmf.rechunking import describe as describe_copy
+from dask_nmf.rechunking import rechunk
 from dask_nmf.result import Result
 from dask_nmf.solvers import HALS, MU
 from dask_nmf.types import ConvergenceWarning, SweepRecord
@@ -85,6 +87,15 @@ def _plan(arguments: argparse.Namespace) -> int:
             **{name: getattr(arguments, name) for name in names},
         )
     print(json.dumps(found.to_json(), indent=2) if arguments.json else found)
+    return DONE
+
+
+def _rechunk(arguments: argparse.Namespace) -> int:
+    options = {name: getattr(arguments, name) for name in ("memory", "missing", "codec")}
+    chunks = tuple(arguments.chunks) if arguments.chunks else None
+    with _scheduler(arguments.scheduler):
+        copy = rechunk(arguments.V, arguments.out, chunks=chunks, **options)
+    print(describe_copy(copy))
     return DONE
 
 
@@ -170,6 +181,14 @@ def _parser() -> argparse.ArgumentParser:
     before.add_argument("--no-out", action="store_true", help="W stays in memory, as with out=None")
     before.add_argument("--json", action="store_true", help="the plan as JSON")
 
+    copy = commands.add_parser("rechunk", help="copy a zarr array to chunks that are read fast")
+    copy.set_defaults(run=_rechunk, quiet=False)
+    copy.add_argument("V", help="path or URL of the zarr array")
+    copy.add_argument("out", help="path or URL of the copy; a killed call goes on there")
+    copy.add_argument("--chunks", type=int, nargs=2, metavar=("ROWS", "COLUMNS"))
+    copy.add_argument("--codec", default="lz4", help="lz4, zstd or none; with a checksum")
+    _where(copy)
+
     show = commands.add_parser("show", help="print what a results group holds")
     show.set_defaults(run=_show, quiet=False)
     show.add_argument("out", help="path or URL of the results group")
@@ -182,8 +201,13 @@ def _shared(command: argparse.ArgumentParser) -> None:
     command.add_argument("--rank", type=int, required=True, help="number of components, k")
     command.add_argument("--init", default="random", help="random, nndsvd, nndsvda or nndsvdar")
     command.add_argument("--max-passes", type=int, default=200, help="most passes over V")
-    command.add_argument("--memory", help="limit per worker process, such as 2GiB")
     command.add_argument("--block-rows", type=int, help="rows of V per block")
+    _where(command)
+
+
+def _where(command: argparse.ArgumentParser) -> None:
+    """What all that read V share."""
+    command.add_argument("--memory", help="limit per worker process, such as 2GiB")
     command.add_argument("--missing", default="error", help="what absent chunks are: error, zero")
     command.add_argument("--scheduler", help="tcp://host:8786 of a running cluster, or threads")
 

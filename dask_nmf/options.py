@@ -46,7 +46,7 @@ def check_options(
         ),
         max_seconds=None if max_seconds is None else float(max_seconds),
         seed=_seed(seed),
-        memory=None if memory is None else _bytes(memory),
+        memory=None if memory is None else parse_memory(memory),
         block_rows=None if block_rows is None else _int("block_rows", block_rows, 1),
     )
 
@@ -70,7 +70,7 @@ def _seed(seed: Any) -> int:
     return checked
 
 
-def _bytes(memory: Any) -> int:
+def parse_memory(memory: Any) -> int:
     try:
         count = parse_bytes(memory)
     except (ValueError, TypeError):

@@ -92,7 +92,7 @@ def open_output(out: Any, V_uri: str, overwrite: bool, remote: bool, needs: int 
         _check_replaceable(group, overwrite)
     if V_uri == uri or V_uri.startswith(uri + "/") or uri.startswith(V_uri + "/"):
         raise ValueError(f"out must lie apart from V, got {uri} for V in {V_uri}")
-    _check_space(out, needs)
+    check_space(out, needs)
     try:
         if group is None:
             zarr.create_group(out, zarr_format=3)
@@ -175,8 +175,10 @@ def _check_replaceable(group: Any, overwrite: bool) -> None:
         )
 
 
-def _check_space(out: Any, needs: int) -> None:
-    """Refuse a run whose factors cannot fit the disk; nothing is known of other stores."""
+def check_space(
+    out: Any, needs: int, what: str = "the factors, and a second generation of the large one, need"
+) -> None:
+    """Refuse what cannot fit on the disk; nothing is known of other stores."""
     if isinstance(out, zarr.Group):
         out = str(getattr(out.store, "root", "memory://"))
     if "://" in out:
@@ -187,8 +189,8 @@ def _check_space(out: Any, needs: int) -> None:
     free = shutil.disk_usage(folder).free
     if needs > free:
         raise OSError(
-            f"out: the factors need {format_bytes(needs)} (two generations of the large one), but "
-            f"only {format_bytes(free)} are free at {folder}: choose another disk or a smaller rank"
+            f"out: {what} {format_bytes(needs)}, but only {format_bytes(free)} are free at "
+            f"{folder}: choose another disk"
         )
 
 

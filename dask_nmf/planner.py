@@ -153,9 +153,7 @@ def make_plan(
     ValueError
         If nothing fits the memory, or `block_rows` would read chunks twice.
     """
-    memory = options.memory
-    if memory is None and not (scheduler.remote and scheduler.memory is None):
-        memory = default_memory(scheduler.memory)
+    memory = limit_of(options.memory, scheduler)
     found = geometry(
         matrix, options.rank, scheduler, W_on_disk=out, start_width=start.width(options.rank)
     )
@@ -196,6 +194,13 @@ def make_plan(
         disk_bytes=2 * tall + wide if out else 0,
     )
     return replace(plan, advice=tuple(advise(plan, found, matrix, os.cpu_count() or 1)))
+
+
+def limit_of(memory: int | None, scheduler: Scheduler) -> int | None:
+    """Bytes that a process may take: as asked for, or a share of what there is, if it is known."""
+    if memory is not None or (scheduler.remote and scheduler.memory is None):
+        return memory
+    return default_memory(scheduler.memory)
 
 
 def _within(

@@ -86,7 +86,11 @@ def test_memory_is_flat_in_rows_and_in_passes(folder: Path) -> None:
     peaks = {}
     for rows, passes in ((10_000, 4), (40_000, 4), (10_000, 24)):
         V = make(folder / f"flat-{rows}", rows, 2_000, "float32", "lz4", {"chunks": (1_000, 2_000)})
-        run: dict[str, Any] = {"memory": "250MB", "out": str(folder / "flat.zarr"), "overwrite": True}
+        run: dict[str, Any] = {
+            "memory": "250MB",
+            "out": str(folder / "flat.zarr"),
+            "overwrite": True,
+        }
         peaks[rows, passes] = measure(V=V, rank=20, passes=passes, **run)["measured"]
     assert max(peaks.values()) < 1.05 * min(peaks.values()), peaks
 
