@@ -7,11 +7,12 @@ uncompressed files, which it maps. Arrays that it cannot decode are read by zarr
 
 import asyncio
 import mmap
-from collections.abc import Iterator
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,14 +22,16 @@ from numcodecs.abc import Codec
 from zarr.abc.store import Store
 from zarr.buffer import default_buffer_prototype
 from zarr.buffer.cpu import NDBuffer
+from zarr.core.codec_pipeline import BatchedCodecPipeline
 from zarr.core.sync import sync  # zarr's own event loop: remote file systems are bound to it
 from zarr.storage import LocalStore, StorePath, WrapperStore
 
 from dask_nmf.types import Array
 
-Box = tuple[slice, slice]
+Span = tuple[int, int]
 
-_MAPPED_BYTES = 2**20  # from here on a block gets pages of its own, given back when it is dropped
+_OWN_PAGES = 2**20  # from here on a block gets pages of its own, given back when it is dropped
+_MAPPED_BYTES = 2**22  # smaller files are read: that is faster than to map them
 _ABSENT = 2**64 - 1  # in the index of a shard
 _METADATA = ("zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata")
 
@@ -80,66 +83,137 @@ class Reader:
 
     def __getitem__(self, index: Any) -> Array:
         rows, columns = (
-            slice(*part.indices(size)[:2]) for part, size in zip(index, self.shape, strict=True)
+            part.indices(size)[:2] for part, size in zip(index, self.shape, strict=True)
         )
         if self.layout is None:
-            return self._read_by_zarr((rows, columns))
-        return self._read((rows, columns), self.layout)
+            return self._read_by_zarr(rows, columns)
+        return self._read(rows, columns, self.layout)
 
-    def _read(self, box: Box, layout: Layout) -> Array:
-        numbers = [
-            (i, j)
-            for i in _overlapping(box[0], layout.chunk[0])
-            for j in _overlapping(box[1], layout.chunk[1])
-        ]
-        block: Array | None = None
-        for number, payload in _payloads(self.array, numbers):
-            key = self.array.metadata.encode_chunk_key(number)
+    def _read(self, rows: Span, columns: Span, layout: Layout) -> Array:
+        (height, width), encode = layout.chunk, self.array.metadata.encode_chunk_key
+        numbers = [(i, j) for i in _over(rows, height) for j in _over(columns, width)]
+        keys = [encode(number) for number in numbers]
+        fetch, plain = self._fetcher(keys), _is_plain(layout, self.dtype)
+        block = None if plain and len(keys) == 1 else _Block(rows, columns, self.dtype)
+        for (i, j), key in zip(numbers, keys, strict=True):
+            top, left = i * height, j * width
+            into = block.hole(top, left, layout.chunk) if plain and block else None
+            payload = fetch(key, into)
             if payload is None and self.strict:
                 raise ValueError(absent(key, self.array.store))
-            part = _box(number, layout.chunk)
             try:
-                if payload is not None and len(numbers) == 1 and _is_plain(layout, self.dtype):
-                    mapped = _view(payload, layout)[_shifted(box, part)]
-                    if mapped.flags.c_contiguous and mapped.flags.aligned:
-                        return mapped
-                if block is None:
-                    block = empty(_shape(box), self.dtype)
+                if payload is not None and block is None:
+                    chunk = _view(payload, layout)[rows[0] - top : rows[1] - top]
+                    box = chunk[:, columns[0] - left : columns[1] - left]
+                    if box.flags.c_contiguous and box.flags.aligned:
+                        return box
+                block = block or _Block(rows, columns, self.dtype)
                 if payload is None:
-                    _put(block, box, part, np.array(self.array.fill_value))
-                else:
-                    self._decode(block, box, part, payload, layout)
+                    block.fill(top, left, layout.chunk, self.array.fill_value)
+                elif layout.shards is not None:
+                    self._decode_shard(block, top, left, payload, layout)
+                elif payload is not into:
+                    block.decode(top, left, payload, layout)
             except (ValueError, RuntimeError, EOFError) as error:
                 raise ValueError(
                     f"chunk {key!r} of {self.array.store_path} is damaged: {error}"
                 ) from error
         assert block is not None
-        return block
+        return block.values
 
-    def _decode(self, block: Array, box: Box, part: Box, payload: Any, layout: Layout) -> None:
-        """Put the part of `box` that lies in this chunk (or shard) into the block."""
-        if layout.shards is None:
-            _decode_into(block, box, part, payload, layout)
-            return
-        index = _shard_index(payload, layout)
-        within = _shifted(_common(box, part), part)
-        for i in _overlapping(within[0], layout.inner[0]):
-            for j in _overlapping(within[1], layout.inner[1]):
-                offset, size = (int(number) for number in index[i, j])
-                inner = _box((i, j), layout.inner, part)
+    def _decode_shard(
+        self, block: "_Block", top: int, left: int, payload: Any, layout: Layout
+    ) -> None:
+        """Put those inner chunks of a shard into the block that overlap it."""
+        (height, width), (high, wide) = layout.chunk, layout.inner
+        index = _shard_index(payload, layout).tolist()
+        rows = max(block.top - top, 0), min(block.bottom - top, height)
+        columns = max(block.left - left, 0), min(block.right - left, width)
+        for i in _over(rows, high):
+            for j in _over(columns, wide):
+                offset, size = index[i][j]
+                corner = top + i * high, left + j * wide
                 if offset == _ABSENT:
-                    _put(block, box, inner, np.array(self.array.fill_value))
+                    block.fill(*corner, layout.inner, self.array.fill_value)
                 else:
-                    _decode_into(block, box, inner, payload[offset : offset + size], layout)
+                    block.decode(*corner, payload[offset : offset + size], layout)
 
-    def _read_by_zarr(self, box: Box) -> Array:
-        array = self.array
-        if self.strict:
-            path = StorePath(Strict(array.store_path.store), array.store_path.path)
+    def _fetcher(self, keys: list[str]) -> Callable[[str, Array | None], Any]:
+        """What gives the stored bytes of one of the chunks, None for an absent one.
+
+        Files are read when asked for, uncompressed ones straight into an array that fits; from
+        any other store all chunks are asked for at once.
+        """
+        store, path = self.array.store_path.store, self.array.store_path.path
+        if isinstance(store, LocalStore):
+            return lambda key, into: _contents(os.path.join(store.root, path, key), into)
+
+        async def get_all() -> list[Any]:
+            prototype = default_buffer_prototype()
+            places = (self.array.store_path / key for key in keys)
+            return await asyncio.gather(*(place.get(prototype) for place in places))
+
+        found = dict(zip(keys, sync(get_all()), strict=True))
+        return lambda key, _: (
+            None if found[key] is None else memoryview(found[key].as_numpy_array())
+        )
+
+    def _read_by_zarr(self, rows: Span, columns: Span) -> Array:
+        """By zarr, or by the codec pipeline that the user has chosen for it."""
+        array, store = self.array, self.array.store_path.store
+        if self.strict and isinstance(store, LocalStore):  # pipelines may go around the store
+            height, width = array.shards or array.chunks
+            for number in product(_over(rows, height), _over(columns, width)):
+                key = array.metadata.encode_chunk_key(number)
+                if not os.path.exists(os.path.join(store.root, array.path, key)):
+                    raise ValueError(absent(key, store))
+        elif self.strict:
+            path = StorePath(_Strict(store), array.store_path.path)
             array = zarr.Array(zarr.AsyncArray(metadata=array.metadata, store_path=path))
-        read: Any = np.empty(_shape(box), array.dtype)
-        array.get_basic_selection(box, out=NDBuffer(read))
+        read: Any = empty((rows[1] - rows[0], columns[1] - columns[0]), array.dtype)
+        array.get_basic_selection((slice(*rows), slice(*columns)), out=NDBuffer(read))
         return np.require(read, dtype=self.dtype, requirements=["C", "A"])
+
+
+class _Block:
+    """A block that is being filled from the chunks that overlap it."""
+
+    def __init__(self, rows: Span, columns: Span, dtype: np.dtype[Any]) -> None:
+        (self.top, self.bottom), (self.left, self.right) = rows, columns
+        self.values = empty((self.bottom - self.top, self.right - self.left), dtype)
+
+    def _part(self, top: int, left: int, shape: Span) -> tuple[Array, tuple[int, int, int, int]]:
+        """What a chunk at that corner covers of the block, and of itself."""
+        a, b = max(top, self.top), min(top + shape[0], self.bottom)
+        c, d = max(left, self.left), min(left + shape[1], self.right)
+        part = self.values[a - self.top : b - self.top, c - self.left : d - self.left]
+        return part, (a - top, b - top, c - left, d - left)
+
+    def hole(self, top: int, left: int, shape: Span) -> Array | None:
+        """Where a whole chunk goes, if that is in one piece."""
+        part, _ = self._part(top, left, shape)
+        return part if part.shape == shape and part.flags.c_contiguous else None
+
+    def fill(self, top: int, left: int, shape: Span, value: Any) -> None:
+        self._part(top, left, shape)[0][...] = value
+
+    def decode(self, top: int, left: int, payload: Any, layout: Layout) -> None:
+        part, (a, b, c, d) = self._part(top, left, layout.inner)
+        for codec in layout.codecs[:-1]:
+            payload = codec.decode(payload)
+        if layout.codecs:
+            last = layout.codecs[-1]
+            if (
+                last.codec_id == "blosc"
+                and part.shape == layout.inner
+                and layout.stored == part.dtype
+                and part.flags.c_contiguous
+                and int.from_bytes(payload[4:8], "little") == part.nbytes  # by blosc's header
+            ):
+                last.decode(payload, out=part)
+                return
+            payload = last.decode(payload)
+        part[...] = _view(payload, layout)[a:b, c:d]
 
 
 def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
@@ -149,7 +223,7 @@ def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     pages take a fifth of the time to be cleared.
     """
     nbytes = prod(shape) * dtype.itemsize
-    if nbytes < _MAPPED_BYTES:
+    if nbytes < _OWN_PAGES:
         return np.empty(shape, dtype)
     if not hasattr(mmap, "MAP_ANONYMOUS"):  # Windows
         return np.frombuffer(mmap.mmap(-1, nbytes), dtype).reshape(shape)
@@ -161,7 +235,18 @@ def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
 
 # ------------------------------------------------------------------------------ what is known
 def find_layout(array: zarr.Array[Any]) -> Layout | None:
-    """The layout of a 2-D array, or None where only zarr can decode it."""
+    """The layout of a 2-D array, or None where zarr has to read it.
+
+    That is for codecs that are not known here, and where the user has set another codec pipeline
+    in zarr's configuration, which is then used (but for chunks that need no decoding).
+    """
+    layout = _layout(array)
+    chosen = type(array._async_array.codec_pipeline) is not BatchedCodecPipeline
+    plain = layout is not None and not layout.codecs and not layout.shards
+    return None if chosen and not plain else layout
+
+
+def _layout(array: zarr.Array[Any]) -> Layout | None:
     metadata: Any = array.metadata
     rows, columns = array.shards or array.chunks
     chunk = (rows, columns)
@@ -234,7 +319,7 @@ def absent(key: str, store: Any) -> str:
     )
 
 
-class Strict(WrapperStore[Any]):
+class _Strict(WrapperStore[Any]):
     """A store in which an absent chunk is an error, for arrays that zarr reads."""
 
     async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
@@ -245,32 +330,25 @@ class Strict(WrapperStore[Any]):
 
 
 # -------------------------------------------------------------------------------- the bytes
-def _payloads(array: Any, numbers: list[tuple[int, int]]) -> Iterator[tuple[Any, Any]]:
-    """The stored bytes of each chunk, None for an absent one; files are mapped one by one."""
-    store, path = array.store_path.store, array.store_path.path
-    keys = [array.metadata.encode_chunk_key(number) for number in numbers]
-    if isinstance(store, LocalStore):
-        for number, key in zip(numbers, keys, strict=True):
-            yield number, _map_file(store.root / path / key)
-        return
+def _contents(path: str, into: Array | None = None) -> Any:
+    """A file's bytes, None if there is no file; a large file is mapped.
 
-    async def get_all() -> list[Any]:
-        prototype = default_buffer_prototype()
-        return await asyncio.gather(*((array.store_path / key).get(prototype) for key in keys))
-
-    for number, value in zip(numbers, sync(get_all()), strict=True):
-        yield number, None if value is None else memoryview(value.as_numpy_array())
-
-
-def _map_file(path: Path) -> memoryview | None:
-    """The file in place. zarr replaces files and never rewrites them, so what is mapped stays."""
+    They come back in `into` if that has their size. zarr replaces files and never rewrites them,
+    so what is mapped stays as it was.
+    """
     try:
-        with path.open("rb", buffering=0) as file:
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
     except FileNotFoundError:
         return None
-    except ValueError:  # an empty file cannot be mapped
-        return memoryview(b"")
+    try:
+        size = os.fstat(file).st_size
+        if into is not None and size == into.nbytes and hasattr(os, "preadv"):
+            return into if os.preadv(file, [into], 0) == size else b""
+        if size < _MAPPED_BYTES:
+            return os.read(file, size)
+        mapped = mmap.mmap(file, 0, access=mmap.ACCESS_READ)
+    finally:
+        os.close(file)
     if hasattr(mmap, "MADV_SEQUENTIAL"):
         mapped.madvise(mmap.MADV_SEQUENTIAL)
     return memoryview(mapped)
@@ -292,28 +370,6 @@ def _is_plain(layout: Layout, dtype: np.dtype[Any]) -> bool:
     return not layout.codecs and layout.shards is None and layout.stored == dtype
 
 
-def _decode_into(block: Array, box: Box, part: Box, payload: Any, layout: Layout) -> None:
-    """Decode one chunk that covers `part`, and put its share of `box` into the block."""
-    *first, last = layout.codecs or (None,)
-    for codec in first:
-        payload = codec.decode(payload)
-    if last is None:
-        _put(block, box, part, _view(payload, layout))
-        return
-    target = block[_shifted(_common(box, part), box)]
-    direct = (
-        target.flags.c_contiguous
-        and target.shape == layout.inner
-        and layout.stored == block.dtype
-        and last.codec_id == "blosc"
-        and int.from_bytes(payload[4:8], "little") == target.nbytes  # from blosc's header
-    )
-    if direct:
-        last.decode(payload, out=target)
-    else:
-        _put(block, box, part, _view(last.decode(payload), layout))
-
-
 def _view(payload: Any, layout: Layout) -> Array:
     values = np.frombuffer(payload, np.uint8)
     wanted = prod(layout.inner) * layout.stored.itemsize
@@ -322,42 +378,6 @@ def _view(payload: Any, layout: Layout) -> Array:
     return values.view(layout.stored).reshape(layout.inner)
 
 
-def _put(block: Array, box: Box, part: Box, values: Array) -> None:
-    common = _common(box, part)
-    if values.ndim:
-        values = values[_shifted(common, part)]
-    block[_shifted(common, box)] = values
-
-
-# ------------------------------------------------------------------------------------ boxes
-def _overlapping(wanted: slice, size: int) -> range:
-    return range(wanted.start // size, -(-wanted.stop // size))
-
-
-def _box(number: tuple[int, int], shape: tuple[int, int], origin: Box | None = None) -> Box:
-    starts = [i * size for i, size in zip(number, shape, strict=True)]
-    if origin is not None:
-        starts = [start + part.start for start, part in zip(starts, origin, strict=True)]
-    rows, columns = (slice(a, a + size) for a, size in zip(starts, shape, strict=True))
-    return rows, columns
-
-
-def _shape(box: Box) -> tuple[int, int]:
-    return box[0].stop - box[0].start, box[1].stop - box[1].start
-
-
-def _common(a: Box, b: Box) -> Box:
-    rows, columns = (
-        slice(max(x.start, y.start), min(x.stop, y.stop)) for x, y in zip(a, b, strict=True)
-    )
-    return rows, columns
-
-
-def _shifted(box: Box, origin: Box) -> Box:
-    """The box counted from the corner of another; never beyond it."""
-    common = _common(box, origin)
-    rows, columns = (
-        slice(part.start - corner.start, part.stop - corner.start)
-        for part, corner in zip(common, origin, strict=True)
-    )
-    return rows, columns
+def _over(span: Span, size: int) -> range:
+    """The numbers of the chunks of that size which overlap the span."""
+    return range(span[0] // size, -(-span[1] // size))

@@ -177,12 +177,13 @@ def _steps(known: Geometry, chunks: Pair, limit: int | None) -> list[Step]:
     )
     staged = replace(known, chunk=middle, piece=middle, payload=1.0, decoded=1.0)
     steps = [_step(known, middle), _step(staged, chunks)]
-    needs = max(step.peak_bytes for step in steps)
-    if needs > limit:
+    largest = max(steps, key=lambda step: step.peak_bytes)
+    if largest.peak_bytes > limit:
         raise ValueError(
             f"memory={format_bytes(limit)} is too small to rechunk V: {known.threads} thread(s) "
-            f"with boxes of {steps[0].box[0]:,} x {steps[0].box[1]:,} need {format_bytes(needs)} "
-            "per process. Raise memory= to it, or use fewer threads"
+            f"with boxes of {largest.box[0]:,} x {largest.box[1]:,} need "
+            f"{format_bytes(largest.peak_bytes)} per process. Raise memory= to it, use fewer "
+            "threads, or take smaller chunks"
         )
     return steps
 
