@@ -154,9 +154,7 @@ class Reader:
             return await asyncio.gather(*(place.get(prototype) for place in places))
 
         found = dict(zip(keys, sync(get_all()), strict=True))
-        return lambda key, _: (
-            None if found[key] is None else memoryview(found[key].as_numpy_array())
-        )
+        return lambda key, _: None if (x := found[key]) is None else memoryview(x.as_numpy_array())
 
     def _read_by_zarr(self, rows: Span, columns: Span) -> Array:
         """By zarr, or by the codec pipeline that the user has chosen for it."""
@@ -343,7 +341,7 @@ def _contents(path: str, into: Array | None = None) -> Any:
     try:
         size = os.fstat(file).st_size
         if into is not None and size == into.nbytes and hasattr(os, "preadv"):
-            return into if os.preadv(file, [into], 0) == size else b""
+            return into if os.preadv(file, [into.data], 0) == size else b""
         if size < _MAPPED_BYTES:
             return os.read(file, size)
         mapped = mmap.mmap(file, 0, access=mmap.ACCESS_READ)

@@ -11,6 +11,8 @@ import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec, TransposeCodec, ZstdCodec
+from zarr.core.codec_pipeline import BatchedCodecPipeline
+from zarr.registry import register_pipeline
 from zarr.storage import LocalStore, MemoryStore
 
 from dask_nmf.reader import Reader, empty, find_layout, is_mapped, stored_share
@@ -177,6 +179,25 @@ def test_stored_sizes_are_asked_for_and_not_read(tmp_path: Path) -> None:
     store = CountingStore(LocalStore(tmp_path), tmp_path / "log")
     assert stored_share(zarr.open_array(store, mode="r")) is None  # it could only read them
     assert not store.reads()
+
+
+class OtherPipeline(BatchedCodecPipeline):
+    """What a user may set in zarr's configuration instead of zarr's own."""
+
+
+def test_a_codec_pipeline_that_the_user_has_chosen_is_used(tmp_path: Path) -> None:
+    stored(LocalStore(tmp_path / "lz4"), "f4", (10, 30), **CODECS["lz4"])
+    _, values = stored(LocalStore(tmp_path / "none"), "f4", (10, 30), compressors=None)
+    register_pipeline(OtherPipeline)
+    with zarr.config.set({"codec_pipeline.path": f"{__name__}.OtherPipeline"}):
+        lz4, none = (zarr.open_array(tmp_path / name, mode="r") for name in ("lz4", "none"))
+    assert find_layout(lz4) is None
+    assert find_layout(none) is not None  # nothing to decode
+    for array in (lz4, none):
+        assert np.array_equal(Reader(array, np.dtype("f4"))[3:23, 0:30], values[3:23])
+    (tmp_path / "lz4/c/2/0").unlink()
+    with pytest.raises(ValueError, match="chunk 'c/2/0' of V is not in"):
+        Reader(lz4, np.dtype("f4"))[3:23, 0:30]
 
 
 def test_large_blocks_are_not_of_malloc() -> None:
