@@ -81,7 +81,8 @@ def _other_chunks(plan: Plan, geometry: Geometry, matrix: Matrix) -> Iterator[st
     if size < 2**20 and lost > _LEAST_GAIN:
         yield (
             f"{count:,} chunks of {format_bytes(size)} cost about {format_time(lost)} a pass "
-            "beside their decoding: rechunk V to chunks of some 16 MiB (dask-nmf rechunk)"
+            "beside their decoding: rechunk V to chunks of some 16 MiB (dask-nmf rechunk), or "
+            "switch on zarr's codec pipeline zarrs"
         )
     best = replace(geometry, chunk=(1, plan.shape[1]), piece=(1, plan.shape[1]))
     at_once = plan.processes * geometry.threads
