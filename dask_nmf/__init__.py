@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dask_nmf import oracle
     from dask_nmf.driver import factorize
-    from dask_nmf.heap import one_heap
     from dask_nmf.init import NNDSVD, Random
     from dask_nmf.output import open_result
     from dask_nmf.planner import plan
@@ -42,7 +41,6 @@ _HOME = {
     "Status": "stopping",
     "SweepRecord": "types",
     "factorize": "driver",
-    "one_heap": "heap",
     "open_result": "output",
     "oracle": "oracle",
     "plan": "planner",
@@ -62,7 +60,6 @@ __all__ = [
     "Status",
     "SweepRecord",
     "factorize",
-    "one_heap",
     "open_result",
     "oracle",
     "plan",

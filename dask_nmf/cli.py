@@ -13,7 +13,6 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from dask_nmf.driver import factorize
-from dask_nmf.heap import one_heap
 from dask_nmf.output import open_result
 from dask_nmf.planner import plan
 from dask_nmf.rechunking import describe as describe_copy
@@ -38,7 +37,6 @@ logger = logging.getLogger("dask_nmf")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     arguments = _parser().parse_args(argv)
-    one_heap()
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logger.setLevel(logging.WARNING if arguments.quiet else logging.INFO)
     try:

@@ -99,7 +99,6 @@ def main() -> None:
     logging.basicConfig(format="%(message)s")
     logging.getLogger("dask_nmf").setLevel(logging.INFO)  # the plan, then a line per sweep
 
-    dask_nmf.one_heap()  # before any threads, which would each have one
     options.folder.mkdir(parents=True, exist_ok=True)
     path, out = options.folder / "V.zarr", options.folder / "results.zarr"
     V = make_V(path, options.rows)

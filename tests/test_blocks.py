@@ -138,13 +138,15 @@ def test_the_refusal_says_what_would_do() -> None:
     with pytest.raises(ValueError, match="too small") as refused:
         choose_grid(BASE, 300 * MiB)
     text = str(refused.value)
-    assert "blocks of 5,000 x 2,000 on 2 threads need" in text
+    assert "blocks of 5,000 x 2,000 with 2 thread(s) need" in text
     assert "keep W on disk with out=" in text
     fits = int(text.split("at most ")[1].split(" rows")[0].replace(",", ""))
     alone = chunked(BASE, 1, 1)
     assert alone.peak_bytes(fits) <= 300 * MiB < alone.peak_bytes(fits + fits // 16)
-    with pytest.raises(ValueError, match="a smaller rank"):
+    with pytest.raises(ValueError, match="a process alone"):
         choose_grid(BASE, 50 * MiB)
+    with pytest.raises(ValueError, match="a smaller rank"):
+        choose_grid(replace(BASE, rank=5_000, W_on_disk=True), 400 * MiB)
 
 
 def test_block_rows_may_not_cut_what_is_decoded_at_once() -> None:

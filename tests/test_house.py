@@ -16,7 +16,7 @@ PACKAGE = ROOT / "dask_nmf"
 
 # Each file may import from those before it.
 ORDER = (
-    "types heap blas options scheduler limits blocks reader solvers losses stopping "
+    "types blas options scheduler limits blocks reader solvers losses stopping "
     "stream io survey init plans advice planner result output rechunking driver cli"
 )
 
