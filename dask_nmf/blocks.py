@@ -6,7 +6,7 @@ cheaper, and is a tile of both where neither fits; then a sweep costs two reads 
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from math import ceil, log
+from math import ceil, log, log2
 
 from dask.utils import format_bytes
 
@@ -24,6 +24,9 @@ FACTOR_COPIES = 5
 
 H_COPIES = 6
 """float64 (k, n) arrays on the driver: H, the new one, W.T @ V, and HALS's transposed copies."""
+
+GRAPH_BYTES = 15 * 2**10
+"""Of dask's graph of a pass on the driver, per block: measured at 1,000 and at 10,000 blocks."""
 
 WAITING_BLOCKS = 2
 """Blocks that a worker of a cluster holds beside those at work: read ahead, or not yet dropped."""
@@ -109,6 +112,7 @@ class Geometry:
         per_process = ceil(self.m / self.processes)
         W = 0 if self.W_on_disk else 2 * per_process * k * itemsize
         start = per_process * self.start_width * 8
+        blocks = ceil(self.m / rows) * ceil(self.n / columns)
         sums = _live_sums(ceil(self.m / rows)) * k * columns * 8
         if columns < self.n:
             sums += _live_sums(ceil(self.n / columns)) * rows * k * 8
@@ -117,6 +121,7 @@ class Geometry:
             "blocks": (self.threads + waiting) * block + self.threads * ceil(reading * self.stored),
             "half-steps": self.threads * (factors + k * columns * (itemsize + 8)),
             "sums": sums,
+            "graph": blocks * GRAPH_BYTES if self.local else 0,
             "W": max(W, start),
             "H": (H_COPIES if self.local else 2) * k * self.n * 8,
         }
@@ -204,11 +209,12 @@ def block_height(geometry: Geometry, memory: int | None) -> int:
 def _whole(size: int, chunk: int, piece: int, wanted: int, fits: Callable[[int], bool]) -> int:
     """The largest length up to `wanted` of whole chunks, else of whole pieces; 0 if none fits."""
     for unit in _units(chunk, piece):
-        if fits(unit) and (unit <= wanted or unit == piece or unit == chunk == piece):
+        if unit <= wanted or unit == piece:
             times = max(1, wanted // unit)
-            while times > 1 and not fits(times * unit):
+            while times > 0:
+                if fits(times * unit):
+                    return min(times * unit, size)
                 times -= max(1, times // 64)
-            return min(times * unit, size)
     return 0
 
 
@@ -245,16 +251,23 @@ def _given(geometry: Geometry, block_rows: int) -> int:
     return min(block_rows, geometry.m)
 
 
+def _least_height(geometry: Geometry) -> int:
+    """Rows of the block that needs least: very low ones need a large graph."""
+    doubled = (geometry.piece[0] * 2**i for i in range(ceil(log2(geometry.m)) + 1))
+    heights: list[int] = [min(rows, geometry.m) for rows in doubled]
+    return min(heights, key=geometry.peak_bytes)
+
+
 def _refusal(geometry: Geometry, memory: int, block_rows: int | None = None) -> str:
     """What the smallest blocks need, and what would make them fit."""
-    (rows, columns), (m, n) = geometry.piece, (geometry.m, geometry.n)
+    (rows, columns), (m, n) = map(_least_height, (geometry, geometry.T)), (geometry.m, geometry.n)
     if block_rows is not None:
         options = [(geometry.parts(block_rows, n), (block_rows, n))]
     else:
         options = [
             (geometry.parts(rows, n), (rows, n)),
             (geometry.T.parts(columns, m), (m, columns)),
-            (geometry.parts(rows, columns), (rows, columns)),
+            (geometry.parts(*geometry.piece), geometry.piece),
         ]
     parts, block = min(options, key=lambda option: sum(option[0].values()))
     needs = format_bytes(sum(parts.values()))

@@ -8,7 +8,9 @@ factorization finds spectra (the rows of H) and how much of each lies in every p
 import argparse
 import logging
 import math
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
+from itertools import repeat
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,14 @@ def pixels(chunk: int, rows: int) -> NDArray[np.float32]:
     return np.asarray(random.poisson(expected), dtype=np.float32)
 
 
+def write_chunk(path: Path, first: int) -> tuple[float, float]:
+    """Make and write one chunk of V; its sum, and that of its squares."""
+    V = zarr.open_array(path, mode="r+")
+    block = pixels(first // CHUNK_ROWS, min(CHUNK_ROWS, V.shape[0] - first))
+    V[first : first + CHUNK_ROWS] = block
+    return block.sum(dtype=float), np.square(block).sum(dtype=float)
+
+
 def make_V(path: Path, rows: int) -> zarr.Array[Any]:
     """V, written two chunks at a time unless it is there and complete."""
     recipe = "larger_than_memory, 1"
@@ -63,13 +73,10 @@ def make_V(path: Path, rows: int) -> zarr.Array[Any]:
         overwrite=True,
     )
 
-    def write(first: int) -> tuple[float, float]:
-        block = pixels(first // CHUNK_ROWS, min(CHUNK_ROWS, rows - first))
-        V[first : first + CHUNK_ROWS] = block
-        return block.sum(dtype=float), np.square(block).sum(dtype=float)
-
-    with ThreadPoolExecutor(THREADS) as pool:
-        sums = pool.map(write, range(0, rows, CHUNK_ROWS))
+    # In processes of their own, so that what they hold is not added to this one's peak.
+    with ProcessPoolExecutor(THREADS, get_context("spawn")) as pool:
+        firsts = range(0, rows, CHUNK_ROWS)
+        sums = pool.map(write_chunk, repeat(path), firsts, chunksize=8)
         bar = tqdm(sums, "making V", V.nchunks, unit="chunk", disable=None, leave=False)
         total, squares = np.sum(list(bar), axis=0)
     # The variance of a count is its mean. Written last: an interrupted V is made again.
