@@ -35,7 +35,7 @@ def advise(plan: Plan, geometry: Geometry, matrix: Matrix, cores: int) -> Iterat
     if plan.blocks > MAX_BLOCKS:
         yield (
             f"{plan.tasks:,} tasks a pass keep dask's scheduler busy for "
-            f"{format_time(plan.tasks * 7e-4)}: rechunk V to larger chunks (dask-nmf rechunk)"
+            f"{format_time(plan.tasks * 7e-4)}: take larger blocks, or rechunk V (dask-nmf rechunk)"
         )
     if plan.processes == 1 and geometry.threads > cores:
         yield (

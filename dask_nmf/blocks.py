@@ -17,7 +17,10 @@ MAX_BLOCKS = 10_000
 """Tasks cost dask's scheduler up to 1 ms each: more blocks than this make it the bottleneck."""
 
 BASE_BYTES = 165 * 2**20
-"""A Python process with numpy, dask, distributed and zarr loaded, and what its heap keeps."""
+"""A Python process with numpy, dask and zarr loaded, and what its heap keeps."""
+
+WORKER_BYTES = 150 * 2**20
+"""The same of a worker of a cluster, which does not build graphs."""
 
 FACTOR_COPIES = 5
 """float64 (rows, k) arrays alive in a half-step: V @ H.T, F, both transposed, the result."""
@@ -117,7 +120,7 @@ class Geometry:
         if columns < self.n:
             sums += _live_sums(ceil(self.n / columns)) * rows * k * 8
         return {
-            "process": BASE_BYTES + self.resident,
+            "process": (BASE_BYTES if self.local else WORKER_BYTES) + self.resident,
             "blocks": (self.threads + waiting) * block + self.threads * ceil(reading * self.stored),
             "half-steps": self.threads * (factors + k * columns * (itemsize + 8)),
             "sums": sums,
@@ -291,7 +294,7 @@ def _refusal(geometry: Geometry, memory: int, block_rows: int | None = None) -> 
 def _live_sums(blocks: int) -> int:
     """Partial sums alive at once: up to FAN_IN - 1 wait on each level of the tree."""
     levels = ceil(log(blocks, FAN_IN)) if blocks > 1 else 0
-    return (FAN_IN - 1) * levels + 1
+    return min((FAN_IN - 1) * levels + 1, blocks + 1)
 
 
 def _nodes(leaves: int) -> int:
