@@ -34,6 +34,7 @@ pytestmark = pytest.mark.usefixtures("nothing_kept")
 def tight(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that weighs nothing, so that limits of some kB decide."""
     monkeypatch.setattr(blocks, "BASE_BYTES", 0)
+    monkeypatch.setattr(blocks, "GRAPH_BYTES", 0)
 
 
 def by_oracle(V: Array, W: Array, H: Array, solver: Solver) -> tuple[Array, Array, list[float]]:

@@ -131,7 +131,10 @@ def grid() -> Iterator[tuple[str, str, str, int, dict[str, Any]]]:
         yield "squares", "zstd", "float32", 20, {"memory": memory}
     for processes, threads in ((2, 1), (1, 2)):
         for name in ("rows", "squares", "columns"):
-            yield name, "lz4", "float32", 20, {"processes": processes, "threads": threads}
+            more = {"processes": processes, "threads": threads}
+            if name != "columns":  # enough blocks for a worker to hold as many as it ever does
+                more["block_rows"] = 2_000
+            yield name, "lz4", "float32", 20, more
 
 
 def main() -> None:
