@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from math import ceil
 from typing import Any
 
 import dask
@@ -162,7 +163,7 @@ def make_plan(
     rows, columns = grid.heights[0], grid.widths[0]
     parts = side.parts(rows, columns)
     kept = _kept_blocks(matrix, side, grid, memory, sum(parts.values()))
-    parts["kept"] = -(-kept // side.processes) * rows * columns * side.itemsize
+    parts["kept"] = ceil(kept / side.processes * _uneven(side)) * rows * columns * side.itemsize
     tall, wide = (size * options.rank * side.itemsize for size in (side.m, side.n))
     m, n = matrix.shape
     share = stored_share(matrix.source) if matrix.stored else None
@@ -231,8 +232,13 @@ def _kept_blocks(matrix: Matrix, side: Geometry, grid: Grid, memory: int | None,
     """Row blocks that may stay decoded: nothing of what the page cache keeps as it is."""
     if memory is None or not matrix.stored or len(grid.widths) > 1 or is_mapped(matrix.source):
         return 0
-    spare = (_SPARE * memory - peak) * side.processes
-    return min(len(grid.heights), max(0, int(spare // (grid.heights[0] * side.n * side.itemsize))))
+    blocks = (_SPARE * memory - peak) // (grid.heights[0] * side.n * side.itemsize)
+    return min(len(grid.heights), max(0, int(blocks * side.processes / _uneven(side))))
+
+
+def _uneven(side: Geometry) -> float:
+    """How much more than its share one of several workers may come to hold."""
+    return 1.3 if side.processes > 1 else 1.0
 
 
 def probed(plan: Plan, matrix: Matrix) -> Plan:
