@@ -6,7 +6,7 @@ cheaper, and is a tile of both where neither fits; then a sweep costs two reads 
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from math import ceil, log, log2
+from math import ceil, isqrt, log, log2
 
 from dask.utils import format_bytes
 
@@ -233,14 +233,18 @@ def _units(chunk: int, piece: int) -> Iterator[int]:
 def _tile(geometry: Geometry, memory: int) -> tuple[int, int]:
     """Rows and columns of a block where neither whole rows nor whole columns fit."""
     (high, wide), (least, narrow) = geometry.chunk, geometry.piece
-    for rows in _units(high, least):
-        wanted = max(1, geometry.target // (rows * geometry.itemsize))
+    for unit in _units(high, least):
+        times = max(1, isqrt(geometry.target // geometry.itemsize) // unit)
+        while times > 0:
+            rows = min(times * unit, geometry.m)
+            wanted = max(1, geometry.target // (rows * geometry.itemsize))
 
-        def fits(columns: int, rows: int = rows) -> bool:
-            return geometry.peak_bytes(rows, min(columns, geometry.n)) <= memory
+            def fits(columns: int, rows: int = rows) -> bool:
+                return geometry.peak_bytes(rows, min(columns, geometry.n)) <= memory
 
-        if columns := _whole(geometry.n, wide, narrow, wanted, fits):
-            return min(rows, geometry.m), columns
+            if columns := _whole(geometry.n, wide, narrow, wanted, fits):
+                return rows, columns
+            times //= 2
     raise ValueError(_refusal(geometry, memory))
 
 

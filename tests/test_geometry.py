@@ -7,6 +7,7 @@ import dask.array as da
 import numpy as np
 import pytest
 import zarr
+from distributed import Client
 
 import dask_nmf
 from dask_nmf import blocks, oracle
@@ -34,6 +35,7 @@ pytestmark = pytest.mark.usefixtures("nothing_kept")
 def tight(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that weighs nothing, so that limits of some kB decide."""
     monkeypatch.setattr(blocks, "BASE_BYTES", 0)
+    monkeypatch.setattr(blocks, "WORKER_BYTES", 0)
     monkeypatch.setattr(blocks, "GRAPH_BYTES", 0)
 
 
@@ -124,6 +126,24 @@ def dask_threads(count: int) -> Any:
     import dask
 
     return dask.config.set(scheduler="threads", num_workers=count)
+
+
+@pytest.mark.parametrize("kind", ["numpy", "dask", "zarr"])
+@pytest.mark.parametrize("side", ["columns", "tiles"])
+def test_on_a_cluster(tmp_path: Path, tight: None, cluster: str, kind: str, side: str) -> None:
+    shape = {"columns": (50, 400), "tiles": (300, 300)}[side]
+    limit = {"columns": 230_000, "tiles": 500_000 if kind == "numpy" else 220_000}[side]
+    dense = low_rank(*shape, 4)
+    V: Any = {"numpy": dense, "dask": da.from_array(dense, chunks=(25, 25))}.get(kind)
+    if kind == "zarr":
+        V = zarr.create_array(tmp_path / "V.zarr", data=dense, chunks=(25, 25))
+    with Client(cluster):
+        plan = check(V, dense, HALS(), memory=limit, out=tmp_path / "out.zarr")
+    assert plan.processes == 2
+    assert (plan.transposed, plan.reads_per_sweep) == (
+        (True, 1) if side == "columns" else (False, 2)
+    )
+    assert plan.blocks > 1
 
 
 def test_close_fits_are_measured_in_tiles_and_on_the_transpose(tmp_path: Path, tight: None) -> None:
