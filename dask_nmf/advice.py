@@ -1,7 +1,6 @@
 """What could be better about a plan, each with what it gains."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 from dask.utils import format_bytes, format_time
 
@@ -84,12 +83,11 @@ def _other_chunks(plan: Plan, geometry: Geometry, matrix: Matrix) -> Iterator[st
             "beside their decoding: rechunk V to chunks of some 16 MiB (dask-nmf rechunk), or "
             "switch on zarr's codec pipeline zarrs"
         )
-    best = replace(geometry, chunk=(1, plan.shape[1]), piece=(1, plan.shape[1]))
     at_once = plan.processes * geometry.threads
     if (
         plan.blocks < at_once
         and plan.decoded_bytes > at_once * 2**22
-        and best.n * best.itemsize < 2**24
+        and geometry.n * geometry.itemsize < 2**24
     ):
         yield (
             f"V can only be had in {plan.blocks} block(s), too few for {at_once} threads: rechunk "

@@ -171,7 +171,9 @@ def factorize(
         sums = first_pass(matrix.blocks(grid), plan.transposed)
         state = _begin(matrix, plan, options, start, sums)
         asked = False
-        while (status := stop(state.history, options, asked)) is Status.RUNNING:
+        while (
+            status := stop(state.history, options, asked, grid.reads_per_sweep)
+        ) is Status.RUNNING:
             state = _sweep(state, matrix, grid, loss, solver, sums, output, began)
             asked = _report(state, callback)
         logger.info("%s: %s", status.name.lower(), status.value)

@@ -141,6 +141,12 @@ def prepare(
     scheduler = active_scheduler()
     check_reachable("V", getattr(matrix.source, "store", None), scheduler.remote)
     found = make_plan(matrix, options, scheduler, start, out is not None)
+    least = found.passes_before + found.reads_per_sweep
+    if options.max_passes < least:
+        raise ValueError(
+            f"max_passes must be at least {least} for this plan ({found.passes_before} before the "
+            f"first sweep, {found.reads_per_sweep} in each), got {options.max_passes}"
+        )
     return Job(matrix, options, start, scheduler, found)
 
 

@@ -22,8 +22,13 @@ class Status(Enum):
         return self in (Status.CONVERGED, Status.EXACT)
 
 
-def stop(history: Sequence[SweepRecord], options: Options, asked: bool = False) -> Status:
-    """The status after the last sweep; `asked` is what the callback said."""
+def stop(
+    history: Sequence[SweepRecord], options: Options, asked: bool = False, reads: int = 1
+) -> Status:
+    """The status after the last sweep; `asked` is what the callback said, `reads` those of a sweep.
+
+    No sweep begins that would read V more often than `max_passes` allows.
+    """
     if not history:
         return Status.RUNNING
     last = history[-1]
@@ -35,7 +40,7 @@ def stop(history: Sequence[SweepRecord], options: Options, asked: bool = False) 
             return Status.CONVERGED
     if asked:
         return Status.CALLBACK
-    if last.passes >= options.max_passes:
+    if last.passes + reads > options.max_passes:
         return Status.MAX_PASSES
     if options.max_seconds is not None and last.seconds >= options.max_seconds:
         return Status.MAX_SECONDS

@@ -128,6 +128,20 @@ def dask_threads(count: int) -> Any:
     return dask.config.set(scheduler="threads", num_workers=count)
 
 
+@pytest.mark.parametrize("side", ["columns", "tiles"])
+def test_reads_never_exceed_max_passes(tmp_path: Path, tight: None, side: str) -> None:
+    shape, limit = {"columns": ((50, 400), 200_000), "tiles": ((300, 300), 220_000)}[side]
+    V, store = counted(tmp_path / "V.zarr", low_rank(*shape, 4), (30, 30))
+    with dask_threads(2):
+        for most in (3, 4, 5, 6):
+            store.reset()
+            result = dask_nmf.factorize(V, RANK, memory=limit, tol=0, max_passes=most)
+            assert set(store.reads().values()) == {result.history[-1].passes}
+            assert result.history[-1].passes in (most - (side == "tiles"), most)
+        with pytest.raises(ValueError, match="max_passes must be at least 3 for this plan"):
+            dask_nmf.factorize(V, RANK, memory=limit, max_passes=2)
+
+
 @pytest.mark.parametrize("kind", ["numpy", "dask", "zarr"])
 @pytest.mark.parametrize("side", ["columns", "tiles"])
 def test_on_a_cluster(tmp_path: Path, tight: None, cluster: str, kind: str, side: str) -> None:
