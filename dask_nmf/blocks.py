@@ -25,6 +25,9 @@ WORKER_BYTES = 150 * 2**20
 FACTOR_COPIES = 5
 """float64 (rows, k) arrays alive in a half-step: V @ H.T, F, both transposed, the result."""
 
+W_COPIES = 2.5
+"""The old W, the new one, and the holes that small blocks leave in malloc's heaps."""
+
 H_COPIES = 6
 """float64 (k, n) arrays on the driver: H, the new one, W.T @ V, and HALS's transposed copies."""
 
@@ -113,7 +116,7 @@ class Geometry:
         waiting = 0 if self.local else WAITING_BLOCKS
         factors = rows * k * (FACTOR_COPIES * 8 + 2 * itemsize * self.W_on_disk)
         per_process = ceil(self.m / self.processes)
-        W = 0 if self.W_on_disk else 2 * per_process * k * itemsize
+        W = 0 if self.W_on_disk else ceil(W_COPIES * per_process * k * itemsize)
         start = per_process * self.start_width * 8
         blocks = ceil(self.m / rows) * ceil(self.n / columns)
         sums = _live_sums(ceil(self.m / rows)) * k * columns * 8
