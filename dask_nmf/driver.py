@@ -16,7 +16,7 @@ from dask_nmf.init import NNDSVD, Given, Start
 from dask_nmf.io import Matrix, Missing
 from dask_nmf.losses import Frobenius, cancellation, make_loss, relative
 from dask_nmf.options import Options
-from dask_nmf.output import IN_MEMORY, Output, open_output, read_rows
+from dask_nmf.output import IN_MEMORY, Output, open_output
 from dask_nmf.planner import prepare
 from dask_nmf.plans import Plan
 from dask_nmf.result import Result
@@ -243,7 +243,6 @@ def _sweep(
     )
     H = old if grid.transposed else _half_step(solver, old, made)
     if output is not None:
-        W = read_rows(target)
         output.forget(number - 1)
     error, passes = loss.error(sums, made, old, H), state.passes + grid.reads_per_sweep
     if error < close and not residual:  # this close the sums cancel: measure it, once

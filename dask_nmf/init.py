@@ -8,8 +8,8 @@ import dask.array as da
 import numpy as np
 
 from dask_nmf.blocks import FAN_IN, Grid
-from dask_nmf.io import from_rows, open_matrix
-from dask_nmf.stream import gram, matmul
+from dask_nmf.io import open_matrix
+from dask_nmf.stream import from_rows, gram, matmul
 from dask_nmf.types import Array, DaskArray, Sums
 
 _STREAM_ROWS = 4096  # one random stream per so many rows

@@ -1,7 +1,6 @@
 """What V may be, and how its row blocks are read: zarr, path, URL, dask array, numpy array."""
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -12,6 +11,7 @@ from zarr.storage import MemoryStore, WrapperStore
 
 from dask_nmf.blocks import Grid
 from dask_nmf.reader import Reader
+from dask_nmf.stream import from_boxes
 from dask_nmf.types import AnyArray, Array, DaskArray, working_dtype
 
 Missing = Literal["error", "zero"]
@@ -139,24 +139,6 @@ class Transposed:
     def __getitem__(self, index: Any) -> Array:
         block: Array = self.boxes[index[::-1]]
         return block.T
-
-
-def from_boxes(boxes: Any, chunks: tuple[Sequence[int], Sequence[int]]) -> DaskArray:
-    """A dask array whose blocks are slices of `boxes`, read inside the task that needs them."""
-    return da.from_array(
-        boxes,
-        chunks=tuple(tuple(sizes) for sizes in chunks),
-        name=False,
-        inline_array=True,
-        asarray=False,
-        fancy=False,
-        meta=np.empty((0, 0), boxes.dtype),
-    )
-
-
-def from_rows(rows: Any, heights: Sequence[int]) -> DaskArray:
-    """The same in row blocks."""
-    return from_boxes(rows, (heights, (rows.shape[1],)))
 
 
 def _as_block(x: AnyArray, dtype: np.dtype[Any]) -> Array:

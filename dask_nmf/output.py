@@ -14,9 +14,8 @@ from dask.utils import format_bytes
 from zarr.codecs import Crc32cCodec
 
 from dask_nmf.blocks import Grid, even
-from dask_nmf.io import absolute, check_reachable, from_rows, open_matrix
+from dask_nmf.io import absolute, check_reachable, open_matrix
 from dask_nmf.plans import Plan
-from dask_nmf.reader import Reader
 from dask_nmf.result import Result
 from dask_nmf.stopping import Status
 from dask_nmf.types import DaskArray, SweepRecord
@@ -237,11 +236,6 @@ def lazy(array: Any) -> DaskArray:
     """A factor's array as a dask array of its chunks."""
     chunks = [even(size, step) for size, step in zip(array.shape, array.chunks, strict=True)]
     return open_matrix(array).blocks(Grid(chunks[0], chunks[1]))
-
-
-def read_rows(array: Any) -> DaskArray:
-    """A generation as a dask array of its row blocks, each read in the task that needs it."""
-    return from_rows(Reader(array, array.dtype), even(array.shape[0], array.chunks[0]))
 
 
 def _small(array: Any) -> Any:

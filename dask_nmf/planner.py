@@ -141,6 +141,11 @@ def prepare(
     scheduler = active_scheduler()
     check_reachable("V", getattr(matrix.source, "store", None), scheduler.remote)
     found = make_plan(matrix, options, scheduler, start, out is not None)
+    if found.reads_per_sweep > 1 and start.width(options.rank):
+        raise ValueError(
+            f"init = {start!r} needs whole rows or columns of V in memory, and neither fits in "
+            f"memory={options.memory}: use init='random', or raise memory="
+        )
     least = found.passes_before + found.reads_per_sweep
     if options.max_passes < least:
         raise ValueError(

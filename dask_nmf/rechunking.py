@@ -16,12 +16,13 @@ from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 from zarr.core.sync import sync  # zarr's own event loop
 
 from dask_nmf.blocks import BASE_BYTES, Geometry, even
-from dask_nmf.io import Boxes, Matrix, Missing, absolute, check_reachable, from_boxes, open_matrix
+from dask_nmf.io import Boxes, Matrix, Missing, absolute, check_reachable, open_matrix
 from dask_nmf.options import parse_memory
 from dask_nmf.output import check_space
 from dask_nmf.planner import limit_of
 from dask_nmf.reader import Reader
 from dask_nmf.scheduler import active_scheduler
+from dask_nmf.stream import from_boxes
 from dask_nmf.survey import geometry
 from dask_nmf.types import Array
 
@@ -29,6 +30,7 @@ Codec = Literal["lz4", "zstd", "none"]
 Pair = tuple[int, int]
 
 _KEY = "dask_nmf_rechunk"  # the attribute that marks a copy as ours; "finished" is written last
+_STAGE = ".stage"  # what a copy in two steps goes through lies beside it
 _TARGET = 2**24  # decoded bytes of a chunk: joined to blocks by every plan, and split by none
 _CODECS: dict[str, list[Any]] = {
     "lz4": [BloscCodec(cname="lz4", shuffle="shuffle"), Crc32cCodec()],
@@ -132,16 +134,16 @@ def rechunk(
     steps = _steps(known, size, limit)
     check_space(out, matrix.nbytes // (1 if codec == "none" else 10), "the copy needs")
     logger.info("rechunk %s: %s", matrix.uri, ", then ".join(step.told for step in steps))
+    middle = {**recipe, "chunks": list(steps[0].chunks), "codec": "lz4", "stage_of": out}
+    stage = _find(out + _STAGE, middle) if len(steps) == 2 else None
     copy = copy or _create(out, recipe, matrix.source)
     if len(_stored(copy)) < copy.nchunks:
         if len(steps) == 2:
-            middle = {**recipe, "chunks": list(steps[0].chunks), "codec": "lz4"}
-            stage = _find(f"{out}.stage", middle) or _create(f"{out}.stage", middle, None)
+            stage = stage or _create(out + _STAGE, middle, None)
             _transfer(matrix, stage, steps[0])
             matrix = open_matrix(stage)
         _transfer(matrix, copy, steps[-1])
-    if (stage := _find(f"{out}.stage", None)) is not None:
-        sync(stage.store_path.delete_dir())
+    _delete_stage(out)
     copy.update_attributes({_KEY: {**recipe, "state": "finished"}})
     return cast(zarr.Array[Any], copy)
 
@@ -266,8 +268,18 @@ def _name(matrix: Matrix) -> str:
     return f"numpy array {tokenize(matrix.source)}" if matrix.in_memory else matrix.uri
 
 
-def _find(path: str, recipe: dict[str, Any] | None) -> Any:
-    """The copy at `path` that was begun with this recipe (None: any); None if there is nothing."""
+def _delete_stage(out: str) -> None:
+    """Delete the stage of this copy, and nothing else that may lie there."""
+    try:
+        found: Any = zarr.open_array(out + _STAGE, mode="r+")
+    except (FileNotFoundError, ValueError):
+        return
+    if found.attrs.get(_KEY, {}).get("stage_of") == out:
+        sync(found.store_path.delete_dir())
+
+
+def _find(path: str, recipe: dict[str, Any]) -> Any:
+    """The copy at `path` that was begun with this recipe; None if there is nothing."""
     try:
         found = zarr.open(path, mode="r+")
     except FileNotFoundError:
@@ -281,8 +293,7 @@ def _find(path: str, recipe: dict[str, Any] | None) -> Any:
         raise FileExistsError(
             f"out: {path} holds something that rechunk did not write: choose another path"
         )
-    asked = recipe or {}
-    differ = [f"{k} {saved.get(k)}, now {asked[k]}" for k in asked if saved.get(k) != asked[k]]
+    differ = [f"{k} {saved.get(k)}, now {recipe[k]}" for k in recipe if saved.get(k) != recipe[k]]
     if differ:
         raise FileExistsError(
             f"out: {path} holds a copy made by another call ({'; '.join(differ)}): repeat that "

@@ -9,6 +9,7 @@ and `sweep` asks for the products of both in one compute, so that dask reads eac
 block is then held by at most three tasks in a row: V_b; W_b from V_b @ H.T; W_b.T @ V_b.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import dask
@@ -17,6 +18,7 @@ import numpy as np
 
 from dask_nmf.blas import single_threaded
 from dask_nmf.blocks import FAN_IN
+from dask_nmf.reader import Reader
 from dask_nmf.solvers import MU, Solver
 from dask_nmf.types import AnyArray, Array, DaskArray, Products, Sums
 
@@ -151,7 +153,7 @@ def sweep(
 
     Returns
     -------
-    The new W as a dask array, None if it was written; and the products.
+    The new W as a dask array, read from the target where there is one; and the products.
 
     Notes
     -----
@@ -162,19 +164,29 @@ def sweep(
     W = update_W(V, W, H, solver)
     if target is not None:
         W = W.map_blocks(_write_rows, target, dtype=W.dtype, meta=W._meta, token="nmf-write")
-    if again is not None:
-        V, (W,) = again, dask.persist(W)
-    WtW = gram(W)
-    over_V = _residual_products(V, W, H) if residual else matmul(W.T, V)
-    if target is None:
-        W, over_V, WtW = dask.persist(W, over_V, WtW)  # one graph: each block of V is read once
-    over_V, WtW = dask.compute(over_V, WtW)
-    W = W if target is None else None
+    if again is not None:  # W first: held, or written and then read
+        W, (WtW,) = _done(W, target, gram(W))
+        over_V = _over(again, W, H, residual)
+        (over_V,) = dask.compute(over_V)
+    else:  # one graph: each block of V is read once
+        W, (over_V, WtW) = _done(W, target, _over(V, W, H, residual), gram(W))
     if not residual:
         return W, Products(WtV=over_V, WtW=WtW)
     WtR, squares = over_V[:-1], over_V[-1]
     WtV = WtR + WtW @ H.astype(np.float64)
     return W, Products(WtV=WtV, WtW=WtW, WtR=WtR, residual=float(squares.sum()))
+
+
+def _over(V: DaskArray, W: DaskArray, H: Array, residual: bool) -> DaskArray:
+    return _residual_products(V, W, H) if residual else matmul(W.T, V)
+
+
+def _done(W: DaskArray, target: Any, *sums: DaskArray) -> tuple[DaskArray, tuple[Array, ...]]:
+    """W, held by the workers or to be read from the target, and the sums, from one compute."""
+    if target is None:
+        W, *held = dask.persist(W, *sums)
+        return W, dask.compute(*held)
+    return from_rows(Reader(target, W.dtype), W.chunks[0]), dask.compute(*sums)
 
 
 def products(V: DaskArray, W: DaskArray) -> Products:
@@ -312,6 +324,24 @@ def _inspect(V_b: Array, transposed: bool, block_info: Any = None) -> Array:
 
 
 # ------------------------------------------------------------------------------ graph building
+def from_boxes(boxes: Any, chunks: tuple[Sequence[int], Sequence[int]]) -> DaskArray:
+    """A dask array whose blocks are slices of `boxes`, read inside the task that needs them."""
+    return da.from_array(
+        boxes,
+        chunks=tuple(tuple(sizes) for sizes in chunks),
+        name=False,
+        inline_array=True,
+        asarray=False,
+        fancy=False,
+        meta=np.empty((0, 0), boxes.dtype),
+    )
+
+
+def from_rows(rows: Any, heights: Sequence[int]) -> DaskArray:
+    """The same in row blocks."""
+    return from_boxes(rows, (heights, (rows.shape[1],)))
+
+
 def constant(x: Array) -> DaskArray:
     """A small array as one block under a unique key, sent to each worker once."""
     return da.from_array(x, chunks=x.shape, name=False)

@@ -128,6 +128,26 @@ def dask_threads(count: int) -> Any:
     return dask.config.set(scheduler="threads", num_workers=count)
 
 
+def test_W_is_not_held_in_memory_in_tiles_either(
+    tmp_path: Path, tight: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def held(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("something of the size of W is kept in memory")
+
+    monkeypatch.setattr("dask.persist", held)
+    dense = low_rank(300, 300, 4)
+    V = zarr.create_array(tmp_path / "V.zarr", data=dense, chunks=(30, 30))
+    with dask_threads(2):
+        plan = check(V, dense, HALS(), memory=220_000, out=tmp_path / "out.zarr")
+    assert plan.reads_per_sweep == 2
+
+
+def test_a_start_that_needs_whole_rows_is_refused_in_tiles(tmp_path: Path, tight: None) -> None:
+    V = zarr.create_array(tmp_path / "V.zarr", data=low_rank(300, 300, 4), chunks=(30, 30))
+    with dask_threads(2), pytest.raises(ValueError, match="NNDSVD.* needs whole rows.*'random'"):
+        dask_nmf.factorize(V, RANK, memory=240_000, init="nndsvda", out=tmp_path / "out.zarr")
+
+
 @pytest.mark.parametrize("side", ["columns", "tiles"])
 def test_reads_never_exceed_max_passes(tmp_path: Path, tight: None, side: str) -> None:
     shape, limit = {"columns": ((50, 400), 200_000), "tiles": ((300, 300), 220_000)}[side]

@@ -211,6 +211,19 @@ def test_bad_input(tmp_path: Path, tight: None) -> None:
         rechunk(path, tmp_path / "other.zarr")
 
 
+def test_nothing_else_beside_the_copy_is_deleted(tmp_path: Path) -> None:
+    """A finished copy of the user's own may lie where a stage would."""
+    own = tmp_path / "copy.zarr.stage"
+    rechunk(values(), own, chunks=(10, 62))
+    rechunk(values(), tmp_path / "copy.zarr", chunks=(20, 62))
+    assert np.array_equal(zarr.open_array(own, mode="r")[:], values())
+    (tmp_path / "other.zarr.stage").mkdir()
+    (tmp_path / "other.zarr.stage" / "thesis.tex").write_text("42")
+    other: Any = rechunk(values(), tmp_path / "other.zarr")
+    assert other.attrs["dask_nmf_rechunk"]["state"] == "finished"
+    assert (tmp_path / "other.zarr.stage" / "thesis.tex").read_text() == "42"
+
+
 def test_a_disk_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from collections import namedtuple
 
