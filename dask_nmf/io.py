@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import dask.array as da
@@ -10,7 +11,7 @@ import zarr
 from zarr.storage import MemoryStore, WrapperStore
 
 from dask_nmf.blocks import Grid
-from dask_nmf.reader import Reader
+from dask_nmf.reader import Reader, stored_share
 from dask_nmf.stream import from_boxes
 from dask_nmf.types import AnyArray, Array, DaskArray, working_dtype
 
@@ -66,9 +67,14 @@ class Matrix:
         """Whether it lies in a zarr array, rather than in memory or behind a dask graph."""
         return isinstance(self.source, zarr.Array)
 
-    def blocks(self, grid: Grid) -> DaskArray:
-        """A dask array of these blocks in the working dtype; unique keys, so always re-read."""
-        dtype = working_dtype(self.dtype)
+    @cached_property
+    def stored_share(self) -> tuple[float, float] | None:
+        """Stored over decoded bytes, mean and maximum over some chunks, where that is known."""
+        return stored_share(self.source) if self.stored else None
+
+    def blocks(self, grid: Grid, dtype: np.dtype[Any] | None = None) -> DaskArray:
+        """A dask array of these blocks; unique keys, so always re-read. None: the working dtype."""
+        dtype = dtype or working_dtype(self.dtype)
         if isinstance(self.source, da.Array):
             V = (self.source.T if self.transposed else self.source).rechunk(grid.chunks)
             return V.map_blocks(_as_block, dtype, dtype=dtype, meta=np.empty((0, 0), dtype))
@@ -224,6 +230,14 @@ def _from_dask(V: DaskArray) -> Matrix:
             "V.map_blocks(lambda b: b.toarray())"
         )
     return Matrix(V, V.shape, V.dtype, f"dask array {V.name}")
+
+
+def check_apart(out: str, V_uri: str) -> str:
+    """The URI of `out`; refuses one inside V, or around it."""
+    uri = out if "://" in out else f"file://{out}"
+    if any(f"{a}/".startswith(f"{b}/") for a, b in ((uri, V_uri), (V_uri, uri))):
+        raise ValueError(f"out must lie apart from V, got {uri} for V in {V_uri}")
+    return uri
 
 
 def check_reachable(what: str, store: Any, remote: bool) -> None:

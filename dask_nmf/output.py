@@ -14,7 +14,7 @@ from dask.utils import format_bytes
 from zarr.codecs import Crc32cCodec
 
 from dask_nmf.blocks import Grid, even
-from dask_nmf.io import absolute, check_reachable, open_matrix
+from dask_nmf.io import absolute, check_apart, check_reachable, open_matrix
 from dask_nmf.plans import Plan
 from dask_nmf.result import Result
 from dask_nmf.stopping import Status
@@ -81,16 +81,11 @@ def open_output(out: Any, V_uri: str, overwrite: bool, remote: bool, needs: int 
     """
     if not isinstance(out, (str, os.PathLike, zarr.Group)):
         raise TypeError(f"out must be a path, a URL or a zarr group, got {type(out).__name__}")
-    if isinstance(out, zarr.Group):
-        uri = str(out.store_path)
-    else:
-        out = absolute(out)
-        uri = out if "://" in out else f"file://{out}"
+    out = out if isinstance(out, zarr.Group) else absolute(out)
     group = _find(out)
     if group is not None:
         _check_replaceable(group, overwrite)
-    if V_uri == uri or V_uri.startswith(uri + "/") or uri.startswith(V_uri + "/"):
-        raise ValueError(f"out must lie apart from V, got {uri} for V in {V_uri}")
+    uri = check_apart(str(out.store_path) if isinstance(out, zarr.Group) else out, V_uri)
     check_space(out, needs)
     try:
         if group is None:

@@ -19,7 +19,7 @@ from dask_nmf.io import Matrix, Missing, check_reachable, open_matrix
 from dask_nmf.limits import default_memory
 from dask_nmf.options import Options, check_options
 from dask_nmf.plans import Plan
-from dask_nmf.reader import is_mapped, stored_share
+from dask_nmf.reader import is_mapped
 from dask_nmf.scheduler import Scheduler, active_scheduler
 from dask_nmf.solvers import HALS
 from dask_nmf.survey import geometry, storage
@@ -177,7 +177,7 @@ def make_plan(
     parts["kept"] = ceil(kept / side.processes * _uneven(side)) * rows * columns * side.itemsize
     tall, wide = (size * options.rank * side.itemsize for size in (side.m, side.n))
     m, n = matrix.shape
-    share = stored_share(matrix.source) if matrix.stored else None
+    share = matrix.stored_share
     chunks, codec = storage(matrix)
     plan = Plan(
         V=matrix.uri,

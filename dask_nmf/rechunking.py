@@ -7,7 +7,6 @@ from math import ceil, lcm, prod
 from typing import Any, Literal, cast
 
 import dask
-import dask.array as da
 import numpy as np
 import zarr
 from dask.base import tokenize
@@ -15,14 +14,12 @@ from dask.utils import format_bytes
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 from zarr.core.sync import sync  # zarr's own event loop
 
-from dask_nmf.blocks import BASE_BYTES, Geometry, even
-from dask_nmf.io import Boxes, Matrix, Missing, absolute, check_reachable, open_matrix
+from dask_nmf.blocks import BASE_BYTES, Geometry, Grid, even
+from dask_nmf.io import Matrix, Missing, absolute, check_apart, check_reachable, open_matrix
 from dask_nmf.options import parse_memory
 from dask_nmf.output import check_space
 from dask_nmf.planner import limit_of
-from dask_nmf.reader import Reader
 from dask_nmf.scheduler import active_scheduler
-from dask_nmf.stream import from_boxes
 from dask_nmf.survey import geometry
 from dask_nmf.types import Array
 
@@ -123,9 +120,7 @@ def rechunk(
     limit = limit_of(None if memory is None else parse_memory(memory), scheduler)
     known = geometry(matrix, 1, scheduler)
     size = _suited(known) if chunks is None else _checked(chunks, matrix.shape)
-    uri = out if "://" in out else f"file://{out}"
-    if any(f"{a}/".startswith(f"{b}/") for a, b in ((uri, matrix.uri), (matrix.uri, uri))):
-        raise ValueError(f"out must lie apart from V, got {uri} for V in {matrix.uri}")
+    check_apart(out, matrix.uri)
     recipe = {"V": _name(matrix), "shape": list(matrix.shape), "dtype": str(matrix.dtype)}
     recipe |= {"chunks": list(size), "codec": codec, "missing": missing}
     copy: Any = _find(out, recipe)
@@ -220,15 +215,8 @@ def _checked(chunks: Any, shape: Pair) -> Pair:
 # ------------------------------------------------------------------------------- the copy
 def _transfer(matrix: Matrix, target: Any, step: Step) -> None:
     """Copy the boxes of which chunks are not there yet: one task reads, the next one writes."""
-    source: Any = matrix.source
     (m, n), (high, wide) = matrix.shape, step.box
-    grid = (even(m, high), even(n, wide))
-    if isinstance(source, da.Array):
-        V = source.rechunk(grid)
-    elif isinstance(source, zarr.Array):
-        V = from_boxes(Reader(source, matrix.dtype, matrix.strict), grid)
-    else:
-        V = from_boxes(Boxes(source, matrix.dtype), grid)
+    V = matrix.blocks(Grid(even(m, high), even(n, wide)), matrix.dtype)
     there, (rows, columns) = _stored(target), step.chunks
     blocks, tasks = V.to_delayed(), []
     for i, j in np.ndindex(V.numblocks):

@@ -9,7 +9,7 @@ from zarr.storage import LocalStore
 
 from dask_nmf.blocks import TARGET_BYTES, Geometry
 from dask_nmf.io import Matrix
-from dask_nmf.reader import find_layout, stored_share
+from dask_nmf.reader import find_layout
 from dask_nmf.scheduler import Scheduler
 from dask_nmf.types import working_dtype
 
@@ -23,7 +23,7 @@ def geometry(matrix: Matrix, rank: int, scheduler: Scheduler, **more: Any) -> Ge
     m, n = matrix.shape
     known: dict[str, Any] = {"chunk": (1, 1), "piece": (1, 1)}
     if isinstance(source, zarr.Array):
-        known = _of_zarr(source, dtype)
+        known = _of_zarr(source, dtype, (matrix.stored_share or (1.0, 1.0))[1])
     elif isinstance(source, da.Array):
         chunk = tuple(
             min(size, max(sizes)) for size, sizes in zip((m, n), source.chunks, strict=True)
@@ -47,12 +47,11 @@ def geometry(matrix: Matrix, rank: int, scheduler: Scheduler, **more: Any) -> Ge
     )
 
 
-def _of_zarr(array: zarr.Array[Any], dtype: np.dtype[Any]) -> dict[str, Any]:
+def _of_zarr(array: zarr.Array[Any], dtype: np.dtype[Any], share: float) -> dict[str, Any]:
     """Chunk, piece, and what is held beside a block while it is read."""
     size = (array.shape[0], array.shape[1])
     layout, local = find_layout(array), isinstance(array.store, LocalStore)
     chunk = tuple(min(a, b) for a, b in zip(size, array.shards or array.chunks, strict=True))
-    share = (stored_share(array) or (1.0, 1.0))[1]
     known: dict[str, Any] = {"chunk": chunk, "piece": chunk, "payload": share}
     if layout is None:  # zarr decodes up to ten chunks at once, beside its own copy of the block
         return known | {"decoded": 20.0, "extra": 1.0}

@@ -21,20 +21,15 @@ from typing import Any
 
 import numpy as np
 import zarr
-from zarr.codecs import BloscCodec, ZstdCodec
 
 from dask_nmf.reader import Reader
 from dask_nmf.types import Array, working_dtype
 from tests.benchmarks.common import THREADS, arguments, table, timed
+from tests.benchmarks.memory import CODECS
 
 NUMBERS = 96_000_000
 COLUMNS = 2_000
 BLOCK_ROWS = 4_000
-CODECS: dict[str, Any] = {
-    "none": None,
-    "lz4": BloscCodec(cname="lz4", shuffle="shuffle"),
-    "zstd": ZstdCodec(level=1),
-}
 CHUNKS: dict[str, dict[str, Any]] = {
     "32 MB": {"chunks": (4_000, 2_000)},
     "1.6 MB": {"chunks": (200, 2_000)},
