@@ -1,8 +1,8 @@
 """Blocks of a zarr array, from its store's bytes straight into one aligned array.
 
 zarr 3.1 goes by way of an event loop, a thread pool and two copies; this reader takes half its time
-from lz4, and copies nothing from uncompressed files, which it maps (table in DESIGN.md). Arrays that it
-cannot decode are read by zarr itself.
+from lz4, and copies nothing from uncompressed files, which it maps (table in DESIGN.md). Arrays
+that it cannot decode are read by zarr itself.
 """
 
 import asyncio
