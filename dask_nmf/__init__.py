@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from dask_nmf.plans import Plan
     from dask_nmf.rechunking import rechunk
     from dask_nmf.result import Result
-    from dask_nmf.solvers import HALS, MU
+    from dask_nmf.solvers import HALS, MU, LookAhead
     from dask_nmf.stopping import Status
     from dask_nmf.stream import update_H, update_W
     from dask_nmf.types import ConvergenceWarning, SweepRecord
@@ -33,6 +33,7 @@ logging.getLogger(__name__).addHandler(logging.NullHandler())
 _HOME = {
     "ConvergenceWarning": "types",
     "HALS": "solvers",
+    "LookAhead": "solvers",
     "MU": "solvers",
     "NNDSVD": "init",
     "Plan": "plans",
@@ -54,6 +55,7 @@ __all__ = [
     "MU",
     "NNDSVD",
     "ConvergenceWarning",
+    "LookAhead",
     "Plan",
     "Random",
     "Result",

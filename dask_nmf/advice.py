@@ -59,7 +59,8 @@ def _more_memory(plan: Plan, geometry: Geometry) -> Iterator[str]:
         )
         yield (
             f"only {plan.threads} of {geometry.threads} threads fit in "
-            f"{format_bytes(plan.memory or 0)}: raise memory= to {format_bytes(needs)} for all"
+            f"{format_bytes(plan.memory or 0)}: raise memory= to {format_bytes(int(1.01 * needs))} "
+            "for all"
         )
     if 0 < plan.kept_blocks < plan.blocks:
         all_of_it = plan.peak_bytes + (plan.blocks - plan.kept_blocks) * (

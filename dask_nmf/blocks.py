@@ -31,6 +31,9 @@ W_COPIES = 2.5
 H_COPIES = 6
 """float64 (k, n) arrays on the driver: H, the new one, W.T @ V, and HALS's transposed copies."""
 
+COLLECTING_BYTES = 16
+"""Per number of W, where rows of V @ H.T and of W are brought to a sample: dask holds both long."""
+
 GRAPH_BYTES = 15 * 2**10
 """Of dask's graph of a pass on the driver, per block: measured at 1,000 and at 10,000 blocks."""
 
@@ -39,6 +42,12 @@ WAITING_BLOCKS = 2
 
 FAN_IN = 8
 """Sums over blocks are trees of this width over the block index: the same bits on any cluster."""
+
+MODEL_ALL = 2**20
+"""m k up to which the model between passes has all rows of V: some 0.1 s for ten steps."""
+
+MODEL_ROWS, MODEL_ROWS_PER_COMPONENT = 8192, 256
+"""Of a sample, where it has not all; the more of the two."""
 
 _LEAST_HEIGHT = 8  # rows per component: a block should weigh more than its share of W.T @ V
 _TRANSPOSE_GAIN = 1.25  # it costs a pass more at the start: not worth it for less
@@ -68,6 +77,8 @@ class Geometry:
         Whether W lies in a store between two passes, or in the workers' memory.
     start_width : int
         Columns of the (m, width) array that the start holds in the workers' memory.
+    model : bool
+        Whether the driver keeps a sketch of V, and a model of it between passes.
     local : bool
         Whether the driver's own arrays are in the same process.
     target : int
@@ -90,6 +101,7 @@ class Geometry:
     resident: int = 0
     W_on_disk: bool = False
     start_width: int = 0
+    model: bool = False
     local: bool = True
     target: int = TARGET_BYTES
 
@@ -119,17 +131,26 @@ class Geometry:
         W = 0 if self.W_on_disk else ceil(W_COPIES * per_process * k * itemsize)
         start = per_process * self.start_width * 8
         blocks = ceil(self.m / rows) * ceil(self.n / columns)
-        sums = _live_sums(ceil(self.m / rows)) * k * columns * 8
+        # The first pass multiplies with the sketch's directions: more than k columns, then rows.
+        width, sampled = k, 0
+        if self.model:
+            width, sampled = sketch_width(self.n, k), sample_size(self.m, k)
+        sums = _live_sums(ceil(self.m / rows)) * width * columns * 8
+        picked = 0 if sampled == self.m else ceil(block * sampled / self.m)
+        kept = 8 * (sampled * (width + 2 * k) + bool(sampled) * self.n * width)
+        steps = 8 * (sampled * (2 * width + 12 * k) + bool(sampled) * self.n * (3 * width + 13 * k))
+        collected = COLLECTING_BYTES * per_process * k if picked else 0
         if columns < self.n:
             sums += _live_sums(ceil(self.n / columns)) * rows * k * 8
         return {
             "process": (BASE_BYTES if self.local else WORKER_BYTES) + self.resident,
             "blocks": (self.threads + waiting) * block + self.threads * ceil(reading * self.stored),
-            "half-steps": self.threads * (factors + k * columns * (itemsize + 8)),
+            "half-steps": self.threads * (factors + width * columns * (itemsize + 8) + picked),
             "sums": sums,
             "graph": blocks * GRAPH_BYTES if self.local else 0,
             "W": max(W, start),
             "H": (H_COPIES if self.local else 2) * k * self.n * 8,
+            "model": collected + (kept + steps if self.local else 0),
         }
 
     def peak_bytes(self, rows: int, columns: int | None = None) -> int:
@@ -312,6 +333,16 @@ def _nodes(leaves: int) -> int:
         nodes += leaves
         if leaves == 1:
             return nodes
+
+
+def sample_size(m: int, rank: int) -> int:
+    """Rows of V in the sketch and the model."""
+    return m if m * rank <= MODEL_ALL else min(m, max(MODEL_ROWS, MODEL_ROWS_PER_COMPONENT * rank))
+
+
+def sketch_width(n: int, rank: int) -> int:
+    """Random directions that V is multiplied with for the sketch."""
+    return min(n, 3 * rank + 10)
 
 
 def even(total: int, height: int) -> tuple[int, ...]:

@@ -115,12 +115,14 @@ def describe(result: Result) -> str:
         "",
         *(f"  {name:<16} {value}" for name, value in result.summary().items()),
         "",
-        "  sweep  passes  error         seconds",
+        "  sweep  passes  error         kkt       seconds",
     ]
     history = result.history
     rows = history if len(history) <= 10 else (*history[:3], None, *history[-6:])
     lines += [
-        f"  {r.sweep:>5}  {r.passes:>6}  {r.error:<12.8g}  {r.seconds:.2f}" if r else "    ..."
+        f"  {r.sweep:>5}  {r.passes:>6}  {r.error:<12.8g}  {r.kkt:<8.2g}  {r.seconds:.2f}"
+        if r
+        else "    ..."
         for r in rows
     ]
     return "\n".join(lines)
@@ -162,7 +164,7 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("--loss", default="frobenius")
     fit.add_argument("--solver", default="auto", help="auto (hals), hals or mu")
     fit.add_argument("--inner", type=int, help="inner sweeps per half-step")
-    fit.add_argument("--tol", type=float, default=1e-4, help="relative decrease per sweep to stop")
+    fit.add_argument("--tol", type=float, default=5e-3, help="KKT residual to stop at")
     fit.add_argument("--max-seconds", type=float, help="stop after the sweep that passes this")
     fit.add_argument("--seed", type=int, default=0)
     fit.add_argument("--overwrite", action="store_true", help="replace a finished result")

@@ -11,30 +11,17 @@ import numpy as np
 from dask.utils import format_time
 
 from dask_nmf.blas import one_blas_thread
-from dask_nmf.blocks import Grid
-from dask_nmf.init import NNDSVD, Given, Start
-from dask_nmf.io import Matrix, Missing
-from dask_nmf.losses import Frobenius, cancellation, make_loss, relative
-from dask_nmf.options import Options
-from dask_nmf.output import IN_MEMORY, Output, open_output
+from dask_nmf.init import NNDSVD, Given
+from dask_nmf.io import Missing
+from dask_nmf.losses import Frobenius, make_loss
+from dask_nmf.output import IN_MEMORY, open_output
 from dask_nmf.planner import prepare
 from dask_nmf.plans import Plan
 from dask_nmf.result import Result
-from dask_nmf.solvers import MU, Solver, make_solver
+from dask_nmf.solvers import MU, Solver
 from dask_nmf.stopping import Status, stop
-from dask_nmf.stream import first_pass, products, squared_residual, sweep
-from dask_nmf.types import (
-    AnyArray,
-    Array,
-    Callback,
-    ConvergenceWarning,
-    DaskArray,
-    Products,
-    State,
-    Sums,
-    SweepRecord,
-    working_dtype,
-)
+from dask_nmf.sweeps import begin, next_sweep
+from dask_nmf.types import AnyArray, Callback, ConvergenceWarning, DaskArray, State
 
 logger = logging.getLogger("dask_nmf")
 
@@ -49,7 +36,7 @@ def factorize(
     loss: str | Frobenius = "frobenius",
     solver: str | Solver = "auto",
     init: Any = "random",
-    tol: float = 1e-4,
+    tol: float = 5e-3,
     max_passes: int = 200,
     max_seconds: float | None = None,
     seed: int = 0,
@@ -75,11 +62,12 @@ def factorize(
         keeps W in the workers' memory.
     loss : "frobenius"
     solver : "auto", "hals", "mu" or an object
-        "auto" is ``HALS(inner=5)``.
+        "auto" is ``LookAhead()``: it needs the fewest reads, mostly 3 to 10.
     init : "random", "nndsvd", "nndsvda", "nndsvdar", (W0, H0) or an object
         The start. The NNDSVD family costs 3 passes more.
     tol : float
-        Stop when the error falls by less than this, relative, in a sweep; 0 never does.
+        Stop when the KKT residual (`SweepRecord.kkt`) is below this, or when two sweeps have gained
+        no more than rounding; 0 never does.
     max_passes : int
         At most this many reads of V, the first pass and the start's included; one more where a
         very close fit has to be measured (see Notes).
@@ -123,9 +111,11 @@ def factorize(
 
     Notes
     -----
-    Cost: one pass over V to check it, the start's, then one per sweep. A fit so close that its
-    error cannot be told from the sums of a pass costs one more pass, once. Memory per process:
-    see ``blocks.Geometry.peak_bytes``.
+    Cost: one pass over V to check it, the start's, then one per sweep. With "auto" the first pass
+    sketches V, too, and between passes the factors are improved on a model of it; the errors in
+    the history are those of V, and never rise: a pass that leads to a worse one is dropped. A fit
+    so close that its error cannot be told from the sums of a pass costs one more pass, once.
+    Memory per process: see ``blocks.Geometry.peak_bytes``.
 
     Examples
     --------
@@ -139,13 +129,14 @@ def factorize(
     True
     """
     began = time.perf_counter()
-    loss, solver = make_loss(loss), make_solver(solver)
+    loss = make_loss(loss)
     if callback is not None and not callable(callback):
         raise TypeError(f"callback must be callable, got {callback!r}")
     job = prepare(
         V,
         rank,
         out=out,
+        solver=solver,
         init=init,
         tol=tol,
         max_passes=max_passes,
@@ -155,7 +146,7 @@ def factorize(
         block_rows=block_rows,
         missing=missing,
     )
-    plan, options, start = job.plan, job.options, job.start
+    plan, options, start, solver = job.plan, job.options, job.start, job.solver
     if isinstance(start, NNDSVD) and start.fill is None and isinstance(solver, MU):
         warnings.warn(_MU_AND_ZEROS, UserWarning, stacklevel=2)
     output = None
@@ -168,13 +159,11 @@ def factorize(
 
     with one_blas_thread, job.threads():  # the driver's own small products too
         matrix, grid = job.streamed(), plan.grid
-        sums = first_pass(matrix.blocks(grid), plan.transposed)
-        state = _begin(matrix, plan, options, start, sums)
-        asked = False
-        while (
-            status := stop(state.history, options, asked, grid.reads_per_sweep)
-        ) is Status.RUNNING:
-            state = _sweep(state, matrix, grid, loss, solver, sums, output, began)
+        state, sums = begin(matrix, plan, options, start, solver)
+        asked, reads = False, grid.reads_per_sweep
+        rounding = max(1e-13, float(np.finfo(state.H.dtype).eps))
+        while (status := stop(state.history, options, asked, reads, rounding)) is Status.RUNNING:
+            state = next_sweep(state, matrix, grid, loss, solver, sums, output, began)
             asked = _report(state, callback)
         logger.info("%s: %s", status.name.lower(), status.value)
         W, H = _factors(state, plan)
@@ -200,77 +189,6 @@ def factorize(
     return result
 
 
-def _begin(matrix: Matrix, plan: Plan, options: Options, start: Start, sums: Sums) -> State:
-    """The start. On the transpose W is V's H: the first thing needed is its half-step for H."""
-    V = matrix.blocks(plan.grid)
-    W, H = start.factors(V, options.rank, sums, options.seed, plan.transposed)
-    if not plan.transposed:
-        return State(W, H, passes=plan.passes_before)
-    return State(W, H, passes=plan.passes_before, products=products(matrix.blocks(plan.grid), W))
-
-
-def _sweep(
-    state: State,
-    matrix: Matrix,
-    grid: Grid,
-    loss: Frobenius,
-    solver: Solver,
-    sums: Sums,
-    output: Output | None,
-    began: float,
-) -> State:
-    """One sweep: W row block by row block, then H from the sums over the blocks.
-
-    On the transpose, where H is what is made block by block, the sweep still begins with W, which
-    is the small factor there: from the sums that the visit before has left.
-    """
-    close = cancellation(working_dtype(matrix.dtype))
-    residual = state.error < 2 * close
-    number = len(state.history) + 1
-    old = _half_step(solver, state.H, state.products) if state.products else state.H
-    target = None
-    if output is not None:
-        (m, k), rows = state.W.shape, max(grid.heights)
-        target = output.generation(number, (m, k), rows, state.W.dtype)
-    W, made = sweep(
-        matrix.blocks(grid),
-        state.W,
-        old,
-        solver,
-        again=matrix.blocks(grid) if grid.reads_per_sweep == 2 else None,
-        residual=residual,
-        target=target,
-    )
-    H = old if grid.transposed else _half_step(solver, old, made)
-    if output is not None:
-        output.forget(number - 1)
-    error, passes = loss.error(sums, made, old, H), state.passes + grid.reads_per_sweep
-    if error < close and not residual:  # this close the sums cancel: measure it, once
-        error = relative(squared_residual(matrix.blocks(grid), W, H), sums)
-        passes += 1
-    record = SweepRecord(
-        sweep=number,
-        passes=passes,
-        error=error,
-        seconds=time.perf_counter() - began,
-        bytes_read=passes * matrix.nbytes - (passes - 1) * matrix.kept_bytes,
-    )
-    return State(
-        W,
-        H,
-        passes,
-        history=(*state.history, record),
-        dead=int(np.sum((np.diag(made.WtW) == 0) | ~H.any(axis=1))),
-        products=made if grid.transposed else None,
-    )
-
-
-def _half_step(solver: Solver, H: Array, made: Products) -> Array:
-    """H * (W.T @ V) / ((W.T @ W) @ H), for the MU solver."""
-    improved = solver.improve(H.T, made.WtV.T, made.WtW).T
-    return np.ascontiguousarray(improved, dtype=H.dtype)
-
-
 def _factors(state: State, plan: Plan) -> tuple[DaskArray, AnyArray]:
     """W and H of V, from those of what was streamed."""
     if not plan.transposed:
@@ -287,11 +205,12 @@ def _report(state: State, callback: Callback | None) -> bool:
     seconds = now.seconds - (before.seconds if before else 0.0)
     fell = f" d={now.error - before.error:+.1e}" if before else ""
     logger.info(
-        "sweep %d pass %d error %.6g%s %s",
+        "sweep %d pass %d error %.6g%s kkt %.1e %s",
         now.sweep,
         now.passes,
         now.error,
         fell,
+        now.kkt,
         format_time(seconds),
     )
     return callback is not None and callback(now) is True

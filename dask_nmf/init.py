@@ -25,6 +25,11 @@ class Start(Protocol):
         """Reads of V it costs, beside the first pass."""
         ...
 
+    @property
+    def blind(self) -> bool:
+        """Whether it knows nothing of V: a sketch of V then makes a better H of it."""
+        ...
+
     def check(self, shape: tuple[int, int], rank: int) -> None:
         """Refuse what can be refused before V is read."""
         ...
@@ -75,6 +80,7 @@ class Random:
     """sqrt(mean(V) / k) * |N(0, 1)|: scikit-learn's scale, so that W0 @ H0 is about V's size."""
 
     passes: ClassVar[int] = 0
+    blind: ClassVar[bool] = True
 
     def check(self, shape: tuple[int, int], rank: int) -> None:
         """Any shape and rank will do."""
@@ -114,6 +120,7 @@ class NNDSVD:
 
     fill: str | None = "mean"
     power: int = 2
+    blind: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.fill not in (None, "mean", "random"):
@@ -207,6 +214,7 @@ class Given:
     W: Any
     H: Any
     passes: ClassVar[int] = 0
+    blind: ClassVar[bool] = False
 
     def check(self, shape: tuple[int, int], rank: int) -> None:
         for name, factor, wanted in (

@@ -25,6 +25,23 @@ class Frobenius:
         squared = start - 2 * np.vdot(cross, D) + np.vdot(products.WtW, D @ D.T)
         return relative(float(squared), sums)
 
+    def kkt(self, sums: Sums, products: Products, H: Array) -> float:
+        """How much the new W still asks H, at which the pass was made, to move.
+
+        With g = W'W H - W'V and its projection p (of g where H = 0 only what is negative counts),
+        the norm of p_k / ||w_k|| over all k, over ||V - W H||. Where W is the best one for H, it is
+        0 at a stationary point of the whole problem only, and no component can then move.
+        Source: the optimality conditions of Lin 2007, equation 17, made free of scale.
+        """
+        rounding = float(np.finfo(H.dtype).eps) * np.sqrt(sums.squares)  # no fit can be closer
+        H = _float64(H)
+        gradient = products.WtW @ H - products.WtV if products.WtR is None else -products.WtR
+        projected = np.where(H > 0, gradient, np.minimum(gradient, 0.0))
+        norms = np.sqrt(np.diag(products.WtW))[:, None]
+        per_unit = np.divide(projected, norms, out=np.zeros_like(projected), where=norms > 0)
+        rest = self.error(sums, products, H, H) * np.sqrt(sums.squares)
+        return float(np.linalg.norm(per_unit) / max(rest, rounding)) if rounding else 0.0
+
 
 def relative(squared_residual: float, sums: Sums) -> float:
     """sqrt(squared_residual) / ||V||; for V = 0 it is 0 or 1."""

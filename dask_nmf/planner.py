@@ -13,7 +13,7 @@ import numpy as np
 
 from dask_nmf.advice import advise
 from dask_nmf.blas import one_blas_thread
-from dask_nmf.blocks import Geometry, Grid, choose_grid
+from dask_nmf.blocks import Geometry, Grid, choose_grid, sample_size
 from dask_nmf.init import Start, make_start
 from dask_nmf.io import Matrix, Missing, check_reachable, open_matrix
 from dask_nmf.limits import default_memory
@@ -21,7 +21,7 @@ from dask_nmf.options import Options, check_options
 from dask_nmf.plans import Plan
 from dask_nmf.reader import is_mapped
 from dask_nmf.scheduler import Scheduler, active_scheduler
-from dask_nmf.solvers import HALS
+from dask_nmf.solvers import HALS, LookAhead, Solver, make_solver
 from dask_nmf.survey import geometry, storage
 from dask_nmf.types import working_dtype
 
@@ -35,6 +35,7 @@ class Job:
     matrix: Matrix
     options: Options
     start: Start
+    solver: Solver
     scheduler: Scheduler
     plan: Plan
 
@@ -60,6 +61,7 @@ def plan(
     rank: int,
     *,
     out: Any = None,
+    solver: str | Solver = "auto",
     init: Any = "random",
     max_passes: int = 200,
     memory: int | str | None = None,
@@ -71,7 +73,7 @@ def plan(
 
     Parameters
     ----------
-    V, rank, out, init, max_passes, memory, block_rows, missing
+    V, rank, out, solver, init, max_passes, memory, block_rows, missing
         As for `factorize`. Nothing is written to `out`.
     probe : bool
         Read one block and multiply it, for the seconds of a pass.
@@ -101,6 +103,7 @@ def plan(
         V,
         rank,
         out=out,
+        solver=solver,
         init=init,
         max_passes=max_passes,
         memory=memory,
@@ -115,17 +118,18 @@ def prepare(
     rank: int,
     *,
     out: Any,
+    solver: str | Solver,
     init: Any,
     max_passes: int,
     memory: int | str | None,
     block_rows: int | None,
     missing: Missing,
-    tol: float = 1e-4,
+    tol: float = 5e-3,
     max_seconds: float | None = None,
     seed: int = 0,
 ) -> Job:
     """Everything that can be checked and decided without reading V or writing."""
-    start = make_start(init)
+    start, solver = make_start(init), make_solver(solver)
     options = check_options(
         rank=rank,
         tol=tol,
@@ -140,7 +144,7 @@ def prepare(
     start.check(matrix.shape, options.rank)
     scheduler = active_scheduler()
     check_reachable("V", getattr(matrix.source, "store", None), scheduler.remote)
-    found = make_plan(matrix, options, scheduler, start, out is not None)
+    found, solver = _plan_with_model(matrix, options, scheduler, start, solver, out is not None)
     if found.reads_per_sweep > 1 and start.width(options.rank):
         raise ValueError(
             f"init = {start!r} needs whole rows or columns of V in memory, and neither fits in "
@@ -152,11 +156,41 @@ def prepare(
             f"max_passes must be at least {least} for this plan ({found.passes_before} before the "
             f"first sweep, {found.reads_per_sweep} in each), got {options.max_passes}"
         )
-    return Job(matrix, options, start, scheduler, found)
+    return Job(matrix, options, start, solver, scheduler, found)
+
+
+def _plan_with_model(
+    matrix: Matrix,
+    options: Options,
+    scheduler: Scheduler,
+    start: Start,
+    solver: Solver,
+    out: bool,
+) -> tuple[Plan, Solver]:
+    """The plan, without a model between passes where that costs reads or does not fit."""
+
+    def make(solver: Solver) -> Plan:
+        return make_plan(matrix, options, scheduler, start, out, solver)
+
+    if not isinstance(solver, LookAhead) or not solver.model:
+        return make(solver), solver
+    without = replace(solver, model=False)
+    try:
+        plan = make(solver)
+    except ValueError:
+        return make(without), without
+    if plan.reads_per_sweep > 1 and make(without).reads_per_sweep == 1:
+        return make(without), without
+    return plan, solver
 
 
 def make_plan(
-    matrix: Matrix, options: Options, scheduler: Scheduler, start: Start, out: bool
+    matrix: Matrix,
+    options: Options,
+    scheduler: Scheduler,
+    start: Start,
+    out: bool,
+    solver: Solver,
 ) -> Plan:
     """The plan of a run; V is not read beyond its metadata and the sizes of some chunks.
 
@@ -166,8 +200,14 @@ def make_plan(
         If nothing fits the memory, or `block_rows` would read chunks twice.
     """
     memory = limit_of(options.memory, scheduler)
+    ahead = isinstance(solver, LookAhead)
     found = geometry(
-        matrix, options.rank, scheduler, W_on_disk=out, start_width=start.width(options.rank)
+        matrix,
+        options.rank,
+        scheduler,
+        W_on_disk=out,
+        start_width=start.width(options.rank),
+        model=isinstance(solver, LookAhead) and solver.model,
     )
     used, grid = _within(found, memory, options.block_rows, scheduler.flexible)
     side = used.T if grid.transposed else used
@@ -188,12 +228,13 @@ def make_plan(
         decoded_bytes=matrix.nbytes,
         stored_bytes=None if share is None else int(share[0] * matrix.nbytes),
         rank=options.rank,
+        between=_between(side, solver),
         block=(columns, rows) if grid.transposed else (rows, columns),
         transposed=grid.transposed,
         blocks=grid.blocks,
-        tasks=grid.tasks,
+        tasks=grid.tasks + grid.blocks * _collecting(side),
         reads_per_sweep=grid.reads_per_sweep,
-        passes_before=1 + start.passes + grid.transposed,
+        passes_before=1 + start.passes + (grid.transposed and not ahead),
         max_passes=options.max_passes,
         scheduler=scheduler.name,
         processes=side.processes,
@@ -206,6 +247,24 @@ def make_plan(
         disk_bytes=2 * tall + wide if out else 0,
     )
     return replace(plan, advice=tuple(advise(plan, found, matrix, os.cpu_count() or 1)))
+
+
+def _collecting(side: Geometry) -> int:
+    """Tasks per block that bring V @ H.T and W to the model: of all rows, or of some."""
+    if not side.model:
+        return 0
+    return 1 if sample_size(side.m, side.rank) == side.m else 3
+
+
+def _between(side: Geometry, solver: Solver) -> str:
+    """What happens between two passes, for the table."""
+    if not isinstance(solver, LookAhead):
+        return "nothing"
+    if not side.model:
+        return "extrapolation of H (a model does not fit in memory)"
+    rows = sample_size(side.m, side.rank)
+    of = "all" if rows == side.m else f"{rows:,} of {side.m:,}"
+    return f"up to {solver.steps} steps on a model of V ({of} rows)"
 
 
 def limit_of(memory: int | None, scheduler: Scheduler) -> int | None:

@@ -20,12 +20,14 @@ class Plan:
     decoded_bytes, stored_bytes : int, int or None
         Of V; stored ones from the sizes of some of its chunks.
     rank : int
+    between : str
+        What improves the factors between two passes.
     block : (int, int)
         Rows and columns of V in a block.
     transposed : bool
         Whether the blocks are columns of V: H is then the large factor, W the small one.
     blocks, tasks : int
-        Blocks of V, and dask tasks of a pass.
+        Blocks of V, and about how many dask tasks a pass has.
     reads_per_sweep, passes_before : int
         Reads of V in a sweep, and before the first one.
     scheduler, processes, threads
@@ -53,6 +55,7 @@ class Plan:
     decoded_bytes: int
     stored_bytes: int | None
     rank: int
+    between: str
     block: tuple[int, int]
     transposed: bool
     blocks: int
@@ -116,7 +119,8 @@ class Plan:
                 "reads of V",
                 f"{self.reads_per_sweep} per sweep, {self.passes_before} before the first",
             ),
-            ("passes", f"at most {self.max_passes}; 20 to 60 are usual"),
+            ("passes", f"at most {self.max_passes}"),
+            ("between passes", self.between),
             ("runs on", f"{self.scheduler}, {self.processes} x {self.threads} threads"),
             ("peak memory", f"{format_bytes(self.peak_bytes)} per process: {parts}"),
             ("memory limit", format_bytes(self.memory) if self.memory else "none known"),

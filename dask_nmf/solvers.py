@@ -27,6 +27,11 @@ class Solver(Protocol):
     def improve(self, F: Array, numer: Array, gram: Array) -> Array: ...
 
 
+def _check_share(name: str, value: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
+        raise ValueError(f"{name} must be a number >= 0 and < 1, got {value!r}")
+
+
 def _check_inner(inner: int) -> None:
     if isinstance(inner, bool) or not isinstance(inner, int) or inner < 1:
         raise ValueError(f"inner must be an int >= 1 (sweeps per half-step), got {inner!r}")
@@ -74,17 +79,23 @@ class HALS:
     ----------
     inner : int
         Sweeps over the columns per half-step. More than about 10 rarely pay.
+    settle : float
+        End the half-step early, when a sweep moves less than this share of what the first one
+        moved (squared, weighted by gram's diagonal); 0 takes all sweeps.
 
     Notes
     -----
     Cost per half-step: 2 b k^2 flops per inner sweep for b rows, no read of V.
-    Source: Cichocki, Zdunek and Amari 2007; Gillis and Glineur 2012, equation 4.
+    Source: Cichocki, Zdunek and Amari 2007; Gillis and Glineur 2012, equation 4; ending early:
+    there, section 3.
     """
 
     inner: int = 5
+    settle: float = 0.0
 
     def __post_init__(self) -> None:
         _check_inner(self.inner)
+        _check_share("settle", self.settle)
 
     def improve(self, F: Array, numer: Array, gram: Array) -> Array:
         """F (b, k) after the inner sweeps; numer (b, k), gram (k, k)."""
@@ -94,13 +105,85 @@ class HALS:
         diagonal = np.diag(gram).astype(np.float64)
         others = gram - np.diag(diagonal)
         live = np.flatnonzero(diagonal > _ROUNDING * diagonal.max())
+        before, first = np.empty_like(Ft) if self.settle else Ft, 0.0
         for _ in range(self.inner):
+            if self.settle:
+                np.copyto(before, Ft)
             for j in live:
                 Ft[j] = np.maximum(0.0, numer_t[j] - others[j] @ Ft) / diagonal[j]
+            if self.settle:
+                before -= Ft
+                moved = float(diagonal @ np.einsum("ij,ij->i", before, before))
+                first = first or moved
+                if moved <= self.settle * first:
+                    break
         return np.ascontiguousarray(Ft.T)
 
 
-_BY_NAME: dict[str, Solver] = {"auto": HALS(), "hals": HALS(), "mu": MU()}
+@dataclass(frozen=True)
+class LookAhead:
+    """Half-steps that settle, and between two passes many steps on a small model of V.
+
+    A half-step is HALS, begun from the better, row by row, of the factor at hand and the positive
+    part of the least-squares solution. Between passes `model.look_ahead` goes on without V; the
+    next pass measures where that led, and what is not better is dropped.
+
+    Parameters
+    ----------
+    inner : int
+        Most sweeps over the columns per half-step.
+    settle : float
+        A half-step ends when a sweep moves less than this share of what its first one moved.
+    steps : int
+        Most steps on the model between two passes.
+    model : bool
+        Without the model (which needs memory for some 16 arrays like H) the next pass is made at
+        an extrapolated H.
+
+    Notes
+    -----
+    Cost per half-step: 2 b k^2 flops per inner sweep for b rows, no read of V. Memory and flops of
+    the model: see `model`.
+    Source: as `HALS`; when to end the inner sweeps: Gillis and Glineur 2012, section 3.
+    """
+
+    inner: int = 30
+    settle: float = 1e-4
+    steps: int = 100
+    model: bool = True
+
+    def __post_init__(self) -> None:
+        _check_inner(self.inner)
+        _check_share("settle", self.settle)
+        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
+            raise ValueError(f"steps must be an int >= 1 (on the model), got {self.steps!r}")
+
+    def improve(self, F: Array, numer: Array, gram: Array) -> Array:
+        """F (b, k) after the inner sweeps; numer (b, k), gram (k, k)."""
+        F, numer = F.astype(np.float64), numer.astype(np.float64)
+        start = _better_rows(F, np.maximum(0.0, numer @ pseudo_inverse(gram)), numer, gram)
+        return HALS(self.inner, self.settle).improve(start, numer, gram)
+
+
+def _better_rows(F: Array, other: Array, numer: Array, gram: Array) -> Array:
+    """Of each row f the one with the smaller f G f' - 2 f n': its squared error less v v'."""
+
+    def value(X: Array) -> Array:
+        return np.asarray(np.einsum("ij,ij->i", X @ gram - 2 * numer, X))
+
+    return np.where((value(other) < value(F))[:, None], other, F)
+
+
+def pseudo_inverse(gram: Array, rounding: float = 1e-11) -> Array:
+    """That of a Gram matrix, of columns brought to unit norm; what is rounding counts as 0."""
+    norms = np.sqrt(np.diag(gram))
+    norms = np.where(norms > 0, norms, 1.0)
+    values, E = np.linalg.eigh(gram / np.outer(norms, norms))
+    live = values > rounding * max(values.max(), 0.0)
+    return np.asarray((E[:, live] / values[live]) @ E[:, live].T / np.outer(norms, norms))
+
+
+_BY_NAME: dict[str, Solver] = {"auto": LookAhead(), "hals": HALS(), "mu": MU()}
 
 
 def make_solver(solver: str | Solver) -> Solver:

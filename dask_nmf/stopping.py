@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from enum import Enum
+from itertools import pairwise
 
 from dask_nmf.options import Options
 from dask_nmf.types import SweepRecord
@@ -11,22 +12,28 @@ class Status(Enum):
     """Why a run stopped; the value is the sentence to show."""
 
     RUNNING = "still running"
-    CONVERGED = "the error fell by less than tol, relative, in the last sweep"
+    CONVERGED = "the KKT residual is below tol"
+    STALLED = "the error fell by no more than rounding in each of the last two sweeps"
     EXACT = "V is reproduced exactly"
-    MAX_PASSES = "max_passes reads of V were spent before the error settled"
-    MAX_SECONDS = "max_seconds were spent before the error settled"
+    MAX_PASSES = "max_passes reads of V were spent before the KKT residual was below tol"
+    MAX_SECONDS = "max_seconds were spent before the KKT residual was below tol"
     CALLBACK = "the callback asked to stop"
 
     @property
     def converged(self) -> bool:
-        return self in (Status.CONVERGED, Status.EXACT)
+        return self in (Status.CONVERGED, Status.STALLED, Status.EXACT)
 
 
 def stop(
-    history: Sequence[SweepRecord], options: Options, asked: bool = False, reads: int = 1
+    history: Sequence[SweepRecord],
+    options: Options,
+    asked: bool = False,
+    reads: int = 1,
+    rounding: float = 1e-13,
 ) -> Status:
-    """The status after the last sweep; `asked` is what the callback said, `reads` those of a sweep.
+    """The status after the last sweep.
 
+    `asked` is what the callback said, `reads` those of a sweep, `rounding` that of an error.
     No sweep begins that would read V more often than `max_passes` allows.
     """
     if not history:
@@ -34,10 +41,10 @@ def stop(
     last = history[-1]
     if last.error == 0:
         return Status.EXACT
-    if len(history) > 1 and options.tol > 0:
-        before = history[-2].error
-        if before - last.error < options.tol * before:
-            return Status.CONVERGED
+    if last.kkt < options.tol:
+        return Status.CONVERGED
+    if options.tol > 0 and len(history) > 2 and _still(history[-3:], rounding):
+        return Status.STALLED
     if asked:
         return Status.CALLBACK
     if last.passes + reads > options.max_passes:
@@ -45,3 +52,8 @@ def stop(
     if options.max_seconds is not None and last.seconds >= options.max_seconds:
         return Status.MAX_SECONDS
     return Status.RUNNING
+
+
+def _still(last: Sequence[SweepRecord], rounding: float) -> bool:
+    """Whether no sweep of these was a gain; what is not told from rounding is none."""
+    return all(b.error >= a.error * (1 - rounding) for a, b in pairwise(last))

@@ -16,13 +16,21 @@ import dask
 import dask.array as da
 import numpy as np
 
-from dask_nmf.blas import single_threaded
 from dask_nmf.blocks import FAN_IN
 from dask_nmf.reader import Reader
 from dask_nmf.solvers import MU, Solver
-from dask_nmf.types import AnyArray, Array, DaskArray, Products, Sums
-
-_SLAB_BYTES = 2**20  # float64 residuals are formed in slabs of rows of this size, to stay in cache
+from dask_nmf.tasks import (
+    chosen_rows,
+    factor_dtype,
+    improve_block,
+    inspect,
+    partial_gram,
+    partial_product,
+    partial_residual,
+    product,
+    write_rows,
+)
+from dask_nmf.types import AnyArray, Array, DaskArray, Products, Seen, Sketch, Sums
 
 
 # ------------------------------------------------------------------ products of dask arrays
@@ -46,21 +54,21 @@ def matmul(A: AnyArray, B: AnyArray) -> AnyArray:
     dtype = np.result_type(A.dtype, B.dtype)
     if isinstance(B, np.ndarray) and A.numblocks[1] == 1:
         size = {"k": B.shape[1]}
-        return _blockwise(_product, "ik", A, "ik", _whole(B), None, dtype=dtype, adjust_chunks=size)
+        return _blockwise(product, "ik", A, "ik", _whole(B), None, dtype=dtype, adjust_chunks=size)
     _, (A, B) = da.core.unify_chunks(_to_dask(A), "ij", _to_dask(B), "jk")
     one = {"j": 1}
     return _sum_blocks(
-        _blockwise(_partial_product, "jik", A, "ij", B, "jk", dtype=dtype, adjust_chunks=one)
+        _blockwise(partial_product, "jik", A, "ij", B, "jk", dtype=dtype, adjust_chunks=one)
     )
 
 
 def gram(F: AnyArray) -> AnyArray:
     """F.T @ F in float64, (k, k), for a tall (m, k) numpy or dask array."""
     if not isinstance(F, da.Array):
-        return _partial_gram(F)[0]
+        return partial_gram(F)[0]
     F = F.rechunk({1: -1})
     one, k = {"i": 1}, {"l": F.shape[1]}
-    return _sum_blocks(_blockwise(_partial_gram, "ikl", F, "ik", adjust_chunks=one, new_axes=k))
+    return _sum_blocks(_blockwise(partial_gram, "ikl", F, "ik", adjust_chunks=one, new_axes=k))
 
 
 def update_W(V: AnyArray, W: AnyArray, H: AnyArray, solver: Solver | None = None) -> AnyArray:
@@ -134,7 +142,9 @@ def sweep(
     again: DaskArray | None = None,
     residual: bool = False,
     target: Any = None,
-) -> tuple[DaskArray, Products]:
+    collect: bool = False,
+    rows: Array | None = None,
+) -> tuple[DaskArray, Products, Seen | None]:
     """One sweep's visit to V: the new W, and the products for H's half-step.
 
     Parameters
@@ -150,31 +160,49 @@ def sweep(
         Take R = V - W @ H block by block too, with the new W: one more product in float64.
     target : zarr array, optional
         Where the new W is written, chunk by chunk; None keeps it in the workers' memory.
+    collect : bool
+        Bring V @ H.T and the new W here for the model, of those `rows` or of all.
 
     Returns
     -------
-    The new W as a dask array, read from the target where there is one; and the products.
+    The new W as a dask array, read from the target where there is one; the products; and what the
+    model needs, if it was to be collected.
 
     Notes
     -----
     Cost: one read of V in row blocks, two in tiles: a row of tiles gives W its update, and only
     then can each tile give its share of H's. Per block and sweep 4 tasks and a share of
-    two trees.
+    two trees; up to 3 more to collect.
     """
-    W = update_W(V, W, H, solver)
+    numer = matmul(V, H.T)
+    W = _improve(solver, W, numer, gram(H.T))
     if target is not None:
-        W = W.map_blocks(_write_rows, target, dtype=W.dtype, meta=W._meta, token="nmf-write")
+        W = W.map_blocks(write_rows, target, dtype=W.dtype, meta=W._meta, token="nmf-write")
+    few: list[Any] = [take_rows(numer, rows), take_rows(W, rows)] if collect else []
     if again is not None:  # W first: held, or written and then read
-        W, (WtW,) = _done(W, target, gram(W))
-        over_V = _over(again, W, H, residual)
-        (over_V,) = dask.compute(over_V)
+        W, (WtW, *few) = _done(W, target, gram(W), *few)
+        (over_V,) = dask.compute(_over(again, W, H, residual))
     else:  # one graph: each block of V is read once
-        W, (over_V, WtW) = _done(W, target, _over(V, W, H, residual), gram(W))
-    if not residual:
-        return W, Products(WtV=over_V, WtW=WtW)
-    WtR, squares = over_V[:-1], over_V[-1]
-    WtV = WtR + WtW @ H.astype(np.float64)
-    return W, Products(WtV=WtV, WtW=WtW, WtR=WtR, residual=float(squares.sum()))
+        W, (over_V, WtW, *few) = _done(W, target, _over(V, W, H, residual), gram(W), *few)
+    if residual:
+        WtR, squares = over_V[:-1], over_V[-1]
+        WtV = WtR + WtW @ H.astype(np.float64)
+        made = Products(WtV=WtV, WtW=WtW, WtR=WtR, residual=float(squares.sum()))
+    else:
+        made = Products(WtV=over_V, WtW=WtW)
+    return W, made, Seen(H, made, *few) if collect else None
+
+
+def take_rows(X: DaskArray, rows: Array | None) -> DaskArray:
+    """Those rows of X, all for None; in the blocks that they lie in."""
+    if rows is None:
+        return X
+    edges = np.cumsum([0, *X.chunks[0]])
+    counts = np.diff(np.searchsorted(rows, edges))
+    chunks = (tuple(counts.tolist()), *X.chunks[1:])
+    return X.map_blocks(
+        chosen_rows, rows, dtype=X.dtype, chunks=chunks, meta=X._meta, token="nmf-chosen-rows"
+    )
 
 
 def _over(V: DaskArray, W: DaskArray, H: Array, residual: bool) -> DaskArray:
@@ -201,8 +229,10 @@ def squared_residual(V: DaskArray, W: DaskArray, H: Array) -> float:
     return float(over_V[-1].sum())
 
 
-def first_pass(V: DaskArray, transposed: bool = False) -> Sums:
-    """Check every entry of V, and sum: one pass.
+def first_pass(
+    V: DaskArray, transposed: bool = False, G: Array | None = None, rows: Array | None = None
+) -> tuple[Sums, Sketch | None]:
+    """Check every entry of V, and sum; with G (n, l), sketch V or those rows of it: one pass.
 
     Raises
     ------
@@ -212,19 +242,28 @@ def first_pass(V: DaskArray, transposed: bool = False) -> Sums:
     """
     sizes = tuple((size,) * blocks for size, blocks in zip((1, 3), V.numblocks, strict=True))
     found = V.map_blocks(
-        _inspect,
+        inspect,
         transposed,
         dtype=np.float64,
         chunks=sizes,
         meta=np.empty((0, 0)),
         token="nmf-inspect",
-    ).compute()
+    )
+    sketched: tuple[DaskArray, ...] = ()
+    if G is not None:
+        V_s = take_rows(V, rows)
+        Y = matmul(V_s, G)
+        sketched = Y, matmul(Y.T, V_s)
+    found, *sketched_ = dask.compute(found, *sketched)
     found = found.reshape(-1, 3)
     with np.errstate(over="ignore"):
         total, squares = found[:, 0].sum(), found[:, 1].sum()
     sums = Sums(float(total), float(squares), float(found[:, 2].max()))
     _check_range(sums, V.dtype)
-    return sums
+    if G is None:
+        return sums, None
+    Y, YtV = (x.astype(np.float64) for x in sketched_)
+    return sums, Sketch(rows, len(Y) / V.shape[0], Y, YtV)
 
 
 def _check_range(sums: Sums, dtype: np.dtype[Any]) -> None:
@@ -238,89 +277,6 @@ def _check_range(sums: Sums, dtype: np.dtype[Any]) -> None:
             f"need a norm below {high:.1g} and an entry above {low:.1g}: multiply V by a constant "
             "(the factors scale with it)"
         )
-
-
-# ------------------------------------------------------------------- the tasks, on numpy blocks
-def _aligned(x: Array) -> Array:
-    """x, contiguous and aligned, copied only if it is not.
-
-    Arrays that travelled between workers may lie at odd addresses, for which BLAS takes another
-    path: the bits would depend on which worker ran the task.
-    """
-    return x if x.flags.forc and x.flags.aligned else x.copy(order="A")
-
-
-def _factor_dtype(F: AnyArray) -> np.dtype[Any]:
-    return np.result_type(F.dtype, np.float32)
-
-
-@single_threaded
-def _product(A: Array, B: Array) -> Any:
-    return _aligned(A) @ _aligned(B)
-
-
-@single_threaded
-def _partial_product(A: Array, B: Array) -> Any:
-    return (_aligned(A) @ _aligned(B))[np.newaxis]
-
-
-@single_threaded
-def _partial_gram(F: Array) -> Any:
-    F = _aligned(F).astype(np.float64, copy=False)
-    return (F.T @ F)[np.newaxis]
-
-
-@single_threaded
-def _improve_block(F: Array, numer: Array, gram: Array, solver: Solver) -> Array:
-    F, numer, gram = _aligned(F), _aligned(numer), _aligned(gram)
-    improved: Array = solver.improve(F, numer, gram).astype(_factor_dtype(F), copy=False)
-    return improved
-
-
-@single_threaded
-def _partial_residual(V_b: Array, W_b: Array, H: Array) -> Array:
-    """W_b.T @ R over sums of R^2 by column, with R = V_b - W_b @ H: (1, k + 1, n), float64."""
-    V_b, W_b, H_b = _aligned(V_b), _aligned(W_b), _aligned(H).astype(np.float64)
-    rows = max(1, _SLAB_BYTES // (8 * V_b.shape[1]))
-    out = np.zeros((1, H_b.shape[0] + 1, V_b.shape[1]))
-    for start in range(0, len(V_b), rows):
-        slab = slice(start, start + rows)
-        W_s = W_b[slab].astype(np.float64)
-        R = V_b[slab] - W_s @ H_b
-        out[0, :-1] += W_s.T @ R
-        out[0, -1] += np.einsum("ij,ij->j", R, R)
-    return out
-
-
-def _write_rows(W_b: Array, target: Any, block_info: Any = None) -> Array:
-    """W_b, once its rows are in the target: whole chunks of it, so no two tasks write one."""
-    start, stop = block_info[0]["array-location"][0]
-    target[start:stop] = W_b
-    return W_b
-
-
-def _inspect(V_b: Array, transposed: bool, block_info: Any = None) -> Array:
-    """[[sum, sum of squares, max]] of a block in float64; raises at a bad entry."""
-    low, high = V_b.min(), V_b.max()  # both are NaN if any entry is
-    if not (low >= 0 and np.isfinite(high)):
-        bad = ~(np.isfinite(V_b) & (V_b >= 0))
-        inside = tuple(int(i[0]) for i in np.nonzero(bad))
-        corner = [start for start, _ in block_info[0]["array-location"]] if block_info else (0, 0)
-        row, column = (a + b for a, b in zip(corner, inside, strict=True))
-        if transposed:
-            row, column = column, row
-        raise ValueError(
-            f"V must be finite and non-negative, but row {row}, column {column} holds "
-            f"{V_b[inside]}: mask, clip or drop such entries before factoring"
-        )
-    rows = max(1, _SLAB_BYTES // (8 * V_b.shape[1]))
-    total = squares = 0.0
-    with np.errstate(over="ignore"):
-        for start in range(0, len(V_b), rows):
-            slab = V_b[start : start + rows].astype(np.float64)
-            total += float(slab.sum())
-            squares += float(np.einsum("ij,ij->", slab, slab))
-    return np.array([[total, squares, high]], dtype=np.float64)
 
 
 # ------------------------------------------------------------------------------ graph building
@@ -358,7 +314,7 @@ def _whole(x: AnyArray) -> Any:
 
 def _blockwise(function: Any, out: str, *args: Any, dtype: Any = np.float64, **kwargs: Any) -> Any:
     meta = np.empty((0,) * len(out), dtype=dtype)
-    token = f"nmf{function.__name__.replace('_', '-')}"  # the name of its tasks on a dashboard
+    token = f"nmf-{function.__name__.replace('_', '-')}"  # the name of its tasks on a dashboard
     return da.blockwise(function, out, *args, meta=meta, token=token, **kwargs)
 
 
@@ -368,20 +324,20 @@ def _sum_blocks(partial: DaskArray) -> DaskArray:
 
 def _improve(solver: Solver, F: AnyArray, numer: AnyArray, gram: AnyArray) -> AnyArray:
     if not any(isinstance(x, da.Array) for x in (F, numer, gram)):
-        return _improve_block(F, numer, gram, solver)
+        return improve_block(F, numer, gram, solver)
     F, numer = (_to_dask(x).rechunk({1: -1}) for x in (F, numer))
-    blocks, dtype = (F, "ik", numer, "ik"), _factor_dtype(F)
-    return _blockwise(_improve_block, "ik", *blocks, _whole(gram), None, solver, None, dtype=dtype)
+    blocks, dtype = (F, "ik", numer, "ik"), factor_dtype(F)
+    return _blockwise(improve_block, "ik", *blocks, _whole(gram), None, solver, None, dtype=dtype)
 
 
 def _residual_products(V: DaskArray, W: DaskArray, H: Array) -> DaskArray:
-    """The sum over blocks of `_partial_residual`: (k + 1, n)."""
+    """The sum over blocks of `partial_residual`: (k + 1, n)."""
     size = {"i": 1, "k": len(H) + 1}
     H_args = (
         (_whole(H), None) if V.numblocks[1] == 1 else (constant(H).rechunk((-1, V.chunks[1])), "kn")
     )
     return _sum_blocks(
-        _blockwise(_partial_residual, "ikn", V, "in", W, "ik", *H_args, adjust_chunks=size)
+        _blockwise(partial_residual, "ikn", V, "in", W, "ik", *H_args, adjust_chunks=size)
     )
 
 

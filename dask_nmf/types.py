@@ -37,6 +37,9 @@ class SweepRecord:
         Since the run began.
     bytes_read : int
         Decoded bytes of V read so far; blocks that are kept in memory are read once.
+    kkt : float
+        How far from stationary: the projected gradient in H where the pass was made, each
+        component's over the norm of its column of W, over ||V - W H||. Scale-free; 0 at an optimum.
     """
 
     sweep: int
@@ -44,6 +47,7 @@ class SweepRecord:
     error: float
     seconds: float
     bytes_read: int
+    kkt: float
 
 
 Callback = Callable[[SweepRecord], object]
@@ -82,12 +86,67 @@ class Products:
 
 
 @dataclass(frozen=True)
+class Sketch:
+    """What the first pass keeps of V for the model: of all of its rows, or of a sample of them.
+
+    Attributes
+    ----------
+    rows : (s,) array of int, or None
+        The sample, ascending; None is all rows.
+    share : float
+        s / m.
+    Y : (s, l) array
+        V_s @ random directions.
+    YtV : (l, n) array
+        Y.T @ V_s.
+    """
+
+    rows: Array | None
+    share: float
+    Y: Array
+    YtV: Array
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one pass, made at H, leaves for the model.
+
+    Attributes
+    ----------
+    H : (k, n) array
+    products : Products
+        Of the new W.
+    numer, W : (s, k) arrays
+        V @ H.T and the new W, of the sketch's rows.
+    """
+
+    H: Array
+    products: Products
+    numer: Array
+    W: Array
+
+
+@dataclass(frozen=True)
+class Trust:
+    """How far the next pass may be from the last verified H: grows with success.
+
+    steps : on the model. momentum, most : of the extrapolation, where there is no model.
+    """
+
+    steps: int
+    momentum: float = 0.5
+    most: float = 1.0
+
+
+@dataclass(frozen=True)
 class State:
     """The factors between two sweeps.
 
     W : dask array (m, k), row blocks like V's, in the workers' memory or in a store.
     H : (k, n) array of the same dtype. dead : components that have become zero.
     products : of the W at hand, where the sweeps begin with H (on the transpose).
+    generation : number of the sweep that made W.
+    sketch, seen, trust, H_before : for looking ahead; seen is None when the next pass is made at H.
     """
 
     W: DaskArray
@@ -96,6 +155,11 @@ class State:
     history: tuple[SweepRecord, ...] = ()
     dead: int = 0
     products: Products | None = None
+    generation: int = 0
+    sketch: Sketch | None = None
+    seen: Seen | None = None
+    trust: Trust | None = None
+    H_before: Array | None = None
 
     @property
     def error(self) -> float:

@@ -180,7 +180,20 @@ def test_a_chunk_that_vanishes_in_mid_run(tmp_path: Path, nothing_kept: None) ->
         (tmp_path / "V.zarr" / "c" / "3" / "0").unlink(missing_ok=True)
 
     with pytest.raises(ValueError, match="chunk 'c/3/0' of V is not in"):
-        dask_nmf.factorize(tmp_path / "V.zarr", 2, callback=remove)
+        dask_nmf.factorize(tmp_path / "V.zarr", 2, callback=remove, tol=0)
+
+
+@pytest.mark.parametrize("solver", ["auto", "hals"])
+def test_a_chunk_that_changes_to_nonsense_in_mid_run(
+    tmp_path: Path, nothing_kept: None, solver: str
+) -> None:
+    X = zarr.create_array(tmp_path / "V.zarr", data=V, chunks=(10, 12))
+
+    def spoil(record: dask_nmf.SweepRecord) -> None:
+        X[15] = np.nan
+
+    with pytest.raises(ValueError, match="error of sweep 2 is nan: V was finite"):
+        dask_nmf.factorize(tmp_path / "V.zarr", 2, callback=spoil, tol=0, solver=solver)
 
 
 def test_zarr_version_2(tmp_path: Path) -> None:

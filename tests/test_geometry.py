@@ -55,7 +55,7 @@ def by_oracle(V: Array, W: Array, H: Array, solver: Solver) -> tuple[Array, Arra
 def check(V: Any, dense: Array, solver: Solver, **options: Any) -> dask_nmf.Plan:
     """Three sweeps are the oracle's; returns the plan."""
     W, H = low_rank(len(dense), RANK, 2), low_rank(RANK, dense.shape[1], 2)
-    plan = dask_nmf.plan(V, RANK, **options)
+    plan = dask_nmf.plan(V, RANK, solver=solver, **options)
     passes = plan.passes_before + SWEEPS * plan.reads_per_sweep
     result = dask_nmf.factorize(
         V, RANK, solver=solver, init=(W, H), tol=0, max_passes=passes, **options
@@ -152,14 +152,15 @@ def test_a_start_that_needs_whole_rows_is_refused_in_tiles(tmp_path: Path, tight
 def test_reads_never_exceed_max_passes(tmp_path: Path, tight: None, side: str) -> None:
     shape, limit = {"columns": ((50, 400), 200_000), "tiles": ((300, 300), 220_000)}[side]
     V, store = counted(tmp_path / "V.zarr", low_rank(*shape, 4), (30, 30))
+    given: dict[str, Any] = {"memory": limit, "solver": "hals"}
     with dask_threads(2):
         for most in (3, 4, 5, 6):
             store.reset()
-            result = dask_nmf.factorize(V, RANK, memory=limit, tol=0, max_passes=most)
+            result = dask_nmf.factorize(V, RANK, tol=0, max_passes=most, **given)
             assert set(store.reads().values()) == {result.history[-1].passes}
             assert result.history[-1].passes in (most - (side == "tiles"), most)
         with pytest.raises(ValueError, match="max_passes must be at least 3 for this plan"):
-            dask_nmf.factorize(V, RANK, memory=limit, max_passes=2)
+            dask_nmf.factorize(V, RANK, max_passes=2, **given)
 
 
 @pytest.mark.parametrize("kind", ["numpy", "dask", "zarr"])
@@ -200,7 +201,10 @@ def test_every_start_on_the_transpose(tmp_path: Path, init: str) -> None:
     dense = low_rank(40, 300, 4)
     rows = zarr.create_array(tmp_path / "rows.zarr", data=dense, chunks=(10, 300))
     columns = zarr.create_array(tmp_path / "columns.zarr", data=dense, chunks=(40, 30))
-    found = [dask_nmf.factorize(V, RANK, init=init, max_passes=12, tol=0) for V in (rows, columns)]
+    found = [
+        dask_nmf.factorize(V, RANK, solver="hals", init=init, max_passes=12, tol=0)
+        for V in (rows, columns)
+    ]
     assert [result.plan and result.plan.transposed for result in found] == [False, True]
     if init == "random":
         W = [result.W.compute() for result in found]

@@ -16,8 +16,8 @@ PACKAGE = ROOT / "dask_nmf"
 
 # Each file may import from those before it.
 ORDER = (
-    "types blas options scheduler limits blocks reader solvers losses stopping "
-    "stream io survey init plans advice planner result output rechunking driver cli"
+    "types blas options scheduler limits blocks reader solvers losses model stopping "
+    "tasks stream io survey init plans advice planner result output rechunking sweeps driver cli"
 )
 
 

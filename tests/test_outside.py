@@ -33,10 +33,8 @@ def test_the_demo_through_zarr(tmp_path: Path, chunks: tuple[int, int], seed: in
 def test_best_known_errors_of_all_aml(rank: int, best: float) -> None:
     """Gene expression of Golub et al. 1999."""
     V = data("all_aml.npz")["V"]
-    for seed in range(2):
-        result = dask_nmf.factorize(
-            V, rank, seed=seed, tol=1e-14, max_passes=1000, solver=dask_nmf.HALS(20)
-        )
+    for seed, solver in ((0, dask_nmf.HALS(20)), (1, dask_nmf.HALS(20)), (0, "auto")):
+        result = dask_nmf.factorize(V, rank, seed=seed, tol=1e-10, max_passes=1000, solver=solver)
         assert result.error == pytest.approx(best, abs=1e-11)
 
 
@@ -50,7 +48,7 @@ def test_indian_pines_on_any_chunking(tmp_path: Path, chunks: tuple[int, int]) -
     assert W.shape == (145 * 145, 16)
     true = float(np.linalg.norm(V - W @ result.H) / np.linalg.norm(V.astype("f8")))
     assert result.error == pytest.approx(true, rel=1e-8)
-    assert result.error == pytest.approx(0.0287, abs=2e-3)
+    assert result.error == pytest.approx(0.0196, abs=3e-4)  # HALS needs 100 passes to 0.0205
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")

@@ -1,6 +1,7 @@
 """Why a run stops."""
 
 import time
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -19,8 +20,10 @@ OPTIONS = Options(
 )
 
 
-def _history(*errors: float, passes: int = 3, seconds: float = 1.0) -> list[SweepRecord]:
-    return [SweepRecord(i + 1, passes, error, seconds, 0) for i, error in enumerate(errors)]
+def _history(
+    *errors: float, passes: int = 3, seconds: float = 1.0, kkt: float = 0.5
+) -> list[SweepRecord]:
+    return [SweepRecord(i + 1, passes, error, seconds, 0, kkt) for i, error in enumerate(errors)]
 
 
 @pytest.mark.parametrize(
@@ -29,14 +32,18 @@ def _history(*errors: float, passes: int = 3, seconds: float = 1.0) -> list[Swee
         ([], False, Status.RUNNING),
         (_history(0.5), False, Status.RUNNING),
         (_history(0.5, 0.4), False, Status.RUNNING),
-        (_history(0.5, 0.496), False, Status.CONVERGED),
-        (_history(0.5, 0.51), False, Status.CONVERGED),
-        (_history(0.5, 0.496, 0.4), False, Status.RUNNING),
+        (_history(0.5, 0.4999), False, Status.RUNNING),
+        (_history(0.5, 0.4, kkt=0.009), False, Status.CONVERGED),
+        (_history(0.5, 0.5), False, Status.RUNNING),
+        (_history(0.5, 0.5, 0.5), False, Status.STALLED),
+        (_history(0.5, 0.5, 0.5 - 1e-14), False, Status.STALLED),
+        (_history(0.5, 0.5, 0.5 - 1e-9), False, Status.RUNNING),
+        (_history(0.5, 0.51, 0.4), False, Status.RUNNING),
         (_history(0.0), False, Status.EXACT),
         (_history(0.5, 0.4), True, Status.CALLBACK),
         (_history(0.5, 0.4, passes=10), False, Status.MAX_PASSES),
         (_history(0.5, 0.4, seconds=5.0), False, Status.MAX_SECONDS),
-        (_history(0.5, 0.499, passes=10), False, Status.CONVERGED),
+        (_history(0.5, 0.499, passes=10, kkt=0.009), False, Status.CONVERGED),
     ],
 )
 def test_rule(history: list[SweepRecord], asked: bool, expected: Status) -> None:
@@ -44,17 +51,17 @@ def test_rule(history: list[SweepRecord], asked: bool, expected: Status) -> None
 
 
 def test_tol_zero_never_converges() -> None:
-    assert stop(_history(0.5, 0.5), replace(OPTIONS, tol=0)) is Status.RUNNING
+    assert stop(_history(0.5, 0.5, 0.5, kkt=0.0), replace(OPTIONS, tol=0)) is Status.RUNNING
 
 
 def test_every_status_says_why() -> None:
     assert all(len(status.value) > 10 for status in Status)
-    assert {s for s in Status if s.converged} == {Status.CONVERGED, Status.EXACT}
+    assert {s for s in Status if s.converged} == {Status.CONVERGED, Status.STALLED, Status.EXACT}
 
 
 def test_max_passes_counts_reads_and_warns_once() -> None:
     with pytest.warns(dask_nmf.ConvergenceWarning, match="max_passes reads.*error is 0") as caught:
-        result = dask_nmf.factorize(V, 3, max_passes=4, tol=1e-9)
+        result = dask_nmf.factorize(V, 3, solver="hals", max_passes=4, tol=1e-9)
     assert len(caught) == 1
     assert caught[0].filename == __file__
     assert result.status is Status.MAX_PASSES
@@ -68,7 +75,7 @@ def test_max_seconds_stops_at_a_sweep() -> None:
 
     result = None
     with pytest.warns(dask_nmf.ConvergenceWarning, match="max_seconds"):
-        result = dask_nmf.factorize(V, 3, max_seconds=0.3, callback=slow, tol=1e-12)
+        result = dask_nmf.factorize(V, 3, solver="hals", max_seconds=0.3, callback=slow, tol=1e-12)
     assert result.status is Status.MAX_SECONDS
     assert result.history[-1].seconds >= 0.3 > result.history[-2].seconds
 
@@ -80,7 +87,7 @@ def test_callback_sees_the_history_and_stops() -> None:
         seen.append(record)
         return record.sweep == 3
 
-    result = dask_nmf.factorize(V, 3, callback=third)
+    result = dask_nmf.factorize(V, 3, callback=third, tol=0)
     assert result.status is Status.CALLBACK
     assert tuple(seen) == result.history
     assert len(seen) == 3
@@ -111,17 +118,20 @@ def test_all_zero_V_is_reproduced_exactly(solver: str, init: str) -> None:
 
 
 @pytest.mark.parametrize("rank", [1, 5, 9])
-@pytest.mark.parametrize("solver", ["mu", "hals"])
+@pytest.mark.parametrize("solver", ["mu", "hals", "auto"])
 def test_any_rank(rank: int, solver: str) -> None:
     """Rank 1, min(m, n) and beyond; with zero rows and columns."""
     matrix = low_rank(7, 5, 2)
     matrix[2], matrix[:, 3] = 0, 0
-    result = dask_nmf.factorize(matrix, rank, solver=solver, tol=5e-2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", dask_nmf.ConvergenceWarning)  # MU on exact data
+        result = dask_nmf.factorize(matrix, rank, solver=solver, tol=1e-2)
     W = result.W.compute()
     assert W.shape == (7, rank)
     assert np.allclose(W[2] @ result.H, 0)
     assert np.allclose(W @ result.H[:, 3], 0)
-    assert result.status.converged
+    assert result.error < 5e-3 or rank == 1
+    assert result.status.converged or solver == "mu"
 
 
 def test_dead_components_are_counted() -> None:

@@ -30,25 +30,25 @@ CODECS = {"uncompressed": None, "blosc-lz4": BloscCodec(cname="lz4", shuffle="sh
 
 
 # ---------------------------------------------------------------------------------- the data
-def big_matrix(folder: Path, codec: str) -> str:
+def big_matrix(folder: Path, codec: str, rows: int = M) -> str:
     """The path of V = W @ H + noise, made block by block unless it is there already.
 
     The noise is 20 % of V: no pass takes the residual, which closer fits need.
     """
-    path = str(folder / f"{codec}.zarr")
+    path = str(folder / (f"{codec}.zarr" if rows == M else f"{codec}-{rows}.zarr"))
     if not _complete(path):
         print(f"making {path}", flush=True)
         rng = np.random.default_rng(0)
         V = zarr.create_array(
             path,
-            shape=(M, N),
+            shape=(rows, N),
             chunks=(BLOCK_ROWS, N),
             dtype=np.float32,
             compressors=CODECS[codec],
             overwrite=True,
         )
         H = rng.random((RANK, N), np.float32)
-        for start in range(0, M, BLOCK_ROWS):
+        for start in range(0, rows, BLOCK_ROWS):
             W_b = rng.random((BLOCK_ROWS, RANK), np.float32)
             noise = rng.random((BLOCK_ROWS, N), np.float32)
             V[start : start + BLOCK_ROWS] = W_b @ H + 8 * noise

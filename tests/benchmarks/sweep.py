@@ -71,7 +71,7 @@ class CloseFit:
 
     def sweep(self) -> None:
         V = open_matrix(self.path).blocks(GRID)
-        self.W, products = sweep(V, self.W, self.H, self.solver, residual=True)
+        self.W, products, _ = sweep(V, self.W, self.H, self.solver, residual=True)
         H = self.solver.improve(self.H.T, products.WtV.T, products.WtW).T
         self.H = np.ascontiguousarray(H, dtype=np.float32)
 

@@ -1,0 +1,102 @@
+"""The tasks of a pass: what is done to one block of V, in numpy, with one BLAS thread."""
+
+from typing import Any
+
+import numpy as np
+
+from dask_nmf.blas import single_threaded
+from dask_nmf.solvers import Solver
+from dask_nmf.types import AnyArray, Array
+
+_SLAB_BYTES = 2**20  # float64 residuals are formed in slabs of rows of this size, to stay in cache
+
+
+def aligned(x: Array) -> Array:
+    """x, contiguous and aligned, copied only if it is not.
+
+    Arrays that travelled between workers may lie at odd addresses, for which BLAS takes another
+    path: the bits would depend on which worker ran the task.
+    """
+    return x if x.flags.forc and x.flags.aligned else x.copy(order="A")
+
+
+def factor_dtype(F: AnyArray) -> np.dtype[Any]:
+    return np.result_type(F.dtype, np.float32)
+
+
+@single_threaded
+def product(A: Array, B: Array) -> Any:
+    # What is infinite or overflows is found, and named, by `inspect` and by the error's value.
+    with np.errstate(over="ignore", invalid="ignore"):
+        return aligned(A) @ aligned(B)
+
+
+def partial_product(A: Array, B: Array) -> Any:
+    return product(A, B)[np.newaxis]
+
+
+@single_threaded
+def partial_gram(F: Array) -> Any:
+    F = aligned(F).astype(np.float64, copy=False)
+    return (F.T @ F)[np.newaxis]
+
+
+@single_threaded
+def improve_block(F: Array, numer: Array, gram: Array, solver: Solver) -> Array:
+    F, numer, gram = aligned(F), aligned(numer), aligned(gram)
+    improved: Array = solver.improve(F, numer, gram).astype(factor_dtype(F), copy=False)
+    return improved
+
+
+@single_threaded
+def partial_residual(V_b: Array, W_b: Array, H: Array) -> Array:
+    """W_b.T @ R over sums of R^2 by column, with R = V_b - W_b @ H: (1, k + 1, n), float64."""
+    V_b, W_b, H_b = aligned(V_b), aligned(W_b), aligned(H).astype(np.float64)
+    rows = max(1, _SLAB_BYTES // (8 * V_b.shape[1]))
+    out = np.zeros((1, H_b.shape[0] + 1, V_b.shape[1]))
+    for start in range(0, len(V_b), rows):
+        slab = slice(start, start + rows)
+        W_s = W_b[slab].astype(np.float64)
+        R = V_b[slab] - W_s @ H_b
+        out[0, :-1] += W_s.T @ R
+        out[0, -1] += np.einsum("ij,ij->j", R, R)
+    return out
+
+
+def chosen_rows(X_b: Array, rows: Array, block_info: Any = None) -> Array:
+    """The rows of a block that are in the sample."""
+    start, stop = block_info[0]["array-location"][0]
+    first, last = np.searchsorted(rows, (start, stop))
+    chosen: Array = X_b[rows[first:last] - start]
+    return chosen
+
+
+def write_rows(W_b: Array, target: Any, block_info: Any = None) -> Array:
+    """W_b, once its rows are in the target: whole chunks of it, so no two tasks write one."""
+    start, stop = block_info[0]["array-location"][0]
+    target[start:stop] = W_b
+    return W_b
+
+
+def inspect(V_b: Array, transposed: bool, block_info: Any = None) -> Array:
+    """[[sum, sum of squares, max]] of a block in float64; raises at a bad entry."""
+    low, high = V_b.min(), V_b.max()  # both are NaN if any entry is
+    if not (low >= 0 and np.isfinite(high)):
+        bad = ~(np.isfinite(V_b) & (V_b >= 0))
+        inside = tuple(int(i[0]) for i in np.nonzero(bad))
+        corner = [start for start, _ in block_info[0]["array-location"]] if block_info else (0, 0)
+        row, column = (a + b for a, b in zip(corner, inside, strict=True))
+        if transposed:
+            row, column = column, row
+        raise ValueError(
+            f"V must be finite and non-negative, but row {row}, column {column} holds "
+            f"{V_b[inside]}: mask, clip or drop such entries before factoring"
+        )
+    rows = max(1, _SLAB_BYTES // (8 * V_b.shape[1]))
+    total = squares = 0.0
+    with np.errstate(over="ignore"):
+        for start in range(0, len(V_b), rows):
+            slab = V_b[start : start + rows].astype(np.float64)
+            total += float(slab.sum())
+            squares += float(np.einsum("ij,ij->", slab, slab))
+    return np.array([[total, squares, high]], dtype=np.float64)
