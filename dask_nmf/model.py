@@ -26,10 +26,13 @@ from dask_nmf.blocks import sample_size, sketch_width
 from dask_nmf.solvers import HALS, pseudo_inverse
 from dask_nmf.types import Array, Products, Seen, Sketch, Sums, Trust
 
-_HALF_STEP = HALS(inner=10, settle=1e-2)
-_STARTS, _TRY_STEPS, _START_ROWS = 4, 100, 2048  # of which the best goes on for
-_START_STEPS = 300
-_LEAST_GAIN = 4e-7  # of the squared error: steps that gain less are not worth their time;
+_HALF_STEP = HALS(inner=5)
+_STARTS, _TRY_STEPS, _START_ROWS = 4, 100, 1024  # of which the best goes on for
+_START_STEPS = 200
+_SAME = 1e-5
+_TRY_GAIN = 0.0
+_START_GAIN = 0.0
+_LEAST_GAIN = 1e-6  # of the squared error: steps that gain less are not worth their time;
 _LEAST_GAIN_OF_SAMPLE = 2e-5  # nor these, where the model itself is less sure
 _GAIN = 5e-3  # of what the steps since the last pass have gained
 _SAMPLE_STEPS = 20  # trusted at first of a model that is a sample
@@ -74,12 +77,17 @@ def look_from_start(sketch: Sketch, H: Array, sums: Sums, seed: int) -> tuple[Ar
         part = sketch.share * _START_ROWS / len(sketch.Y)
         fewer = replace(model, left=sketch.Y[rows], share=part)
 
-    def tried(H: Array) -> tuple[float, Array]:
-        W, H = fewer.descend(fewer.improve_W(_no_W(fewer, H), H), H, _TRY_STEPS, least, 0.0)
-        return fewer.squared_error(fewer.products(W), H), H
-
-    _, H = min((tried(start) for start in starts), key=lambda found: found[0])
-    return model.descend(model.improve_W(_no_W(model, H), H), H, _START_STEPS, least, 0.0)
+    ends: list[tuple[float, Array, Array]] = []
+    for start in starts:
+        W, H = fewer.descend(fewer.improve_W(_no_W(fewer, start), start), start, _TRY_STEPS, least, _TRY_GAIN)
+        ends.append((fewer.squared_error(fewer.products(W), H), H, W))
+        ends.sort(key=lambda end: end[0])
+        if len(ends) > 1 and ends[1][0] <= (1 + _SAME) * ends[0][0]:
+            break
+    _, H, W = ends[0]
+    if fewer is not model:
+        W = model.improve_W(_no_W(model, H), H)
+    return model.descend(W, H, _START_STEPS, least, _START_GAIN)
 
 
 def _no_W(model: "Model", H: Array) -> Array:
