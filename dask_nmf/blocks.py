@@ -31,9 +31,6 @@ W_COPIES = 2.5
 H_COPIES = 6
 """float64 (k, n) arrays on the driver: H, the new one, W.T @ V, and HALS's transposed copies."""
 
-COLLECTING_BYTES = 16
-"""Per number of W, where rows of V @ H.T and of W are brought to a sample: dask holds both long."""
-
 GRAPH_BYTES = 15 * 2**10
 """Of dask's graph of a pass on the driver, per block: measured at 1,000 and at 10,000 blocks."""
 
@@ -131,27 +128,36 @@ class Geometry:
         W = 0 if self.W_on_disk else ceil(W_COPIES * per_process * k * itemsize)
         start = per_process * self.start_width * 8
         blocks = ceil(self.m / rows) * ceil(self.n / columns)
-        # The first pass multiplies with the sketch's directions: more than k columns, then rows.
-        width, sampled = k, 0
-        if self.model:
-            width, sampled = sketch_width(self.n, k), sample_size(self.m, k)
+        # The first pass multiplies with the sketch's directions: more than k columns.
+        width = sketch_width(self.n, k) if self.model else k
         sums = _live_sums(ceil(self.m / rows)) * width * columns * 8
-        picked = 0 if sampled == self.m else ceil(block * sampled / self.m)
-        kept = 8 * (sampled * (width + 2 * k) + bool(sampled) * self.n * width)
-        steps = 8 * (sampled * (2 * width + 12 * k) + bool(sampled) * self.n * (3 * width + 13 * k))
-        collected = COLLECTING_BYTES * per_process * k if picked else 0
         if columns < self.n:
             sums += _live_sums(ceil(self.n / columns)) * rows * k * 8
-        return {
+        parts = {
             "process": (BASE_BYTES if self.local else WORKER_BYTES) + self.resident,
             "blocks": (self.threads + waiting) * block + self.threads * ceil(reading * self.stored),
-            "half-steps": self.threads * (factors + width * columns * (itemsize + 8) + picked),
+            "half-steps": self.threads * (factors + width * columns * (itemsize + 8)),
             "sums": sums,
             "graph": blocks * GRAPH_BYTES if self.local else 0,
             "W": max(W, start),
             "H": (H_COPIES if self.local else 2) * k * self.n * 8,
-            "model": collected + (kept + steps if self.local else 0),
+            "model": 0,
         }
+        if self.model:
+            held, between, picked = self._model(width, block)
+            parts["half-steps"] += self.threads * picked
+            # Steps on the model are taken when no block is there.
+            passing = parts["blocks"] + parts["half-steps"] + parts["sums"]
+            parts["model"] = held + max(0, between - passing) if self.local else 0
+        return parts
+
+    def _model(self, width: int, block: int) -> tuple[int, int, int]:
+        """Bytes of the sketch and what a pass adds to it; of the steps; and of a block's sample."""
+        k, s = self.rank, sample_size(self.m, self.rank)
+        seen = 0 if s < self.m else 2 * s * k * self.itemsize
+        held = 8 * width * (s + self.n) + seen
+        between = 8 * (s * (2 * width + 15 * k) + self.n * (3 * width + 13 * k))
+        return held, between, ceil(block * s / self.m) if s < self.m else 0
 
     def peak_bytes(self, rows: int, columns: int | None = None) -> int:
         """Projected peak of one process."""

@@ -1,8 +1,7 @@
 """A low-rank model of V, which the factors are improved on between two passes: no reads.
 
 The first pass keeps a sketch, Y = V G with random G, and Y'V. A pass at H adds C = V H', the new W
-and W'V; all but the last two products only in the sketch's rows. With Q an orthonormal basis of H's
-rows and L = [Y, W],
+and W'V. With Q an orthonormal basis of H's rows and L = [Y, W],
 
     M = V Q Q' + P_L V (I - Q Q'),     P_L = L (L'L)^-1 L',     V Q from C,  L'V = [Y'V, W'V]
 
@@ -10,34 +9,31 @@ has rank 5k at most, and M H' = V H', W'M = W'V: at (W, H) its gradients are tho
 away ||V - W H||^2 and ||M - W H||^2 differ by a constant and 2 <(I - P_L) V (I - Q Q'), W H>, which
 is of second order in the move, and zero as long as W stays in L or H in Q.
 
-Of a long V the sketch and the model hold a sample of rows (`blocks.sample_size`), with the sums of
-all rows where a pass has them; a constant added to H's gradient then makes it V's at (W, H) again.
+Of a long V the sketch has a sample of rows only (`blocks.sample_size`), and passes add nothing to
+it: M = P_Y V of the sample, and a constant in H's gradient makes that V's own at (W, H).
 
 Sources: the sketch, Halko, Martinsson and Tropp 2011, section 5.5 (one pass); NMF on a compressed
 V, Tepper and Sapiro 2016; the gradient's constant, Shamir, Srebro and Zhang 2014, equation 7
-(DANE); extrapolation, Ang and Gillis 2019, algorithm 3.
+(DANE).
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from dask_nmf.blocks import sample_size, sketch_width
-from dask_nmf.solvers import HALS, pseudo_inverse
-from dask_nmf.types import Array, Products, Seen, Sketch, Sums, Trust
+from dask_nmf.descent import LowRank
+from dask_nmf.solvers import LookAhead, pseudo_inverse
+from dask_nmf.types import Array, Seen, Sketch, Sums, Trust
 
-_HALF_STEP = HALS(inner=5)
-_STARTS, _TRY_STEPS, _START_ROWS = 4, 100, 1024  # of which the best goes on for
-_START_STEPS = 200
-_SAME = 1e-5
-_TRY_GAIN = 0.0
-_START_GAIN = 0.0
-_LEAST_GAIN = 1e-6  # of the squared error: steps that gain less are not worth their time;
-_LEAST_GAIN_OF_SAMPLE = 2e-5  # nor these, where the model itself is less sure
-_GAIN = 5e-3  # of what the steps since the last pass have gained
-_SAMPLE_STEPS = 20  # trusted at first of a model that is a sample
-_LEAST_STEPS = 3
-_NEWTON_STEPS, _PRICE, _OTHER = 10, 2.0, 10
+_STARTS, _START_STEPS = 4, 100  # tried; the best goes on for
+_MORE_STEPS = 150  # on all rows
+_START_ROWS, _START_ROWS_PER_COMPONENT = 1024, 50  # of a try
+_SAME = 1e-5  # two tries that end with squared errors so close have found what there is
+_LEAST_GAIN = 4e-7  # of the squared error: a step that gains less is not worth its time;
+_LEAST_GAIN_OF_SAMPLE = 2e-5  # nor this one, where the model itself is less sure
+_GAIN = 5e-3  # nor this share of what the steps since the last pass have gained
+_SAMPLE_STEPS = 2  # trusted at first of a model that is a sample
 
 
 # --------------------------------------------------------------------------- what is collected
@@ -46,7 +42,7 @@ def sample_rows(m: int, rank: int, seed: int) -> Array | None:
     size = sample_size(m, rank)
     if size == m:
         return None
-    return np.sort(_random(seed, 1).choice(m, size, replace=False))
+    return _some(_random(seed, 1), m, size)
 
 
 def directions(n: int, rank: int, seed: int, dtype: np.dtype[np.floating]) -> Array:
@@ -59,190 +55,82 @@ def _random(seed: int, purpose: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=key))
 
 
+def _some(random: np.random.Generator, m: int, size: int) -> Array:
+    return np.sort(random.choice(m, size, replace=False))
+
+
 # --------------------------------------------------------------------------------- looking ahead
 def look_from_start(sketch: Sketch, H: Array, sums: Sums, seed: int) -> tuple[Array, Array]:
     """W of the sketch's rows and H, from the sketch alone: P_Y V in place of V.
 
-    Where the steps end depends on where they begin. So H and some other random starts go some way
-    on a few of the rows, and the one with the smallest error goes all of it.
+    Where the steps end depends on where they begin. So H and some other random starts go their way
+    on a few of the rows, until two end alike, and the one with the smallest error goes on.
     """
-    right = pseudo_inverse(sketch.Y.T @ sketch.Y) @ sketch.YtV
-    model, H = Model(sketch.Y, right, sketch.share, sums.squares), H.astype(np.float64)
-    random, least = _random(seed, 3), _least_gain(sketch)
+    model, H = _sketched(sketch, sums), H.astype(np.float64)
+    random, rows = _random(seed, 3), len(sketch.Y)
     size = np.sqrt(np.mean(H**2))
     starts = [H, *(size * np.abs(random.standard_normal((_STARTS - 1, *H.shape))))]
-    fewer = model
-    if len(sketch.Y) > _START_ROWS:
-        rows = np.sort(random.choice(len(sketch.Y), _START_ROWS, replace=False))
-        part = sketch.share * _START_ROWS / len(sketch.Y)
-        fewer = replace(model, left=sketch.Y[rows], share=part)
-
-    ends: list[tuple[float, Array, Array]] = []
+    some = min(rows, max(_START_ROWS, _START_ROWS_PER_COMPONENT * len(H)))
+    few = replace(
+        model, left=model.left[_some(random, rows, some)], share=model.share * some / rows
+    )
+    ends: list[tuple[float, Array]] = []
     for start in starts:
-        W, H = fewer.descend(fewer.improve_W(_no_W(fewer, start), start), start, _TRY_STEPS, least, _TRY_GAIN)
-        ends.append((fewer.squared_error(fewer.products(W), H), H, W))
+        W, H = few.descend(few.best_W(start), start, _START_STEPS, _least_gain(sketch))
+        ends.append((few.squared_error(few.products(W), H), H))
         ends.sort(key=lambda end: end[0])
         if len(ends) > 1 and ends[1][0] <= (1 + _SAME) * ends[0][0]:
             break
-    _, H, W = ends[0]
-    if fewer is not model:
-        W = model.improve_W(_no_W(model, H), H)
-    return model.descend(W, H, _START_STEPS, least, _START_GAIN)
-
-
-def _no_W(model: "Model", H: Array) -> Array:
-    return np.zeros((len(model.left), len(H)))
+    H = ends[0][1]
+    return model.descend(model.best_W(H), H, _MORE_STEPS, _least_gain(sketch))
 
 
 def look_ahead(sketch: Sketch, seen: Seen, H: Array, sums: Sums, steps: int) -> tuple[Array, Array]:
-    """W of the sketch's rows and H for the next pass, from the model at (seen.W, seen.H).
+    """W of the sketch's rows and H for the next pass, from the model at seen.H.
 
-    H is the verified one, the half-step after seen.H. Cost per step: 40 s k^2 + 16 n k^2 flops.
+    H is the verified one, the half-step after seen.H. Cost per step: about 50 s k^2 + 20 n k^2
+    flops.
     """
-    model = at(sketch, seen, sums)
-    return model.descend(
-        seen.W.astype(np.float64), H.astype(np.float64), steps, _least_gain(sketch), _GAIN
-    )
+    model, W = model_at(sketch, seen, sums)
+    return model.descend(W, H.astype(np.float64), steps, _least_gain(sketch), _GAIN)
+
+
+def first_trust(sketch: Sketch | None, steps: int) -> Trust:
+    """In how many steps on the model, at most `steps`."""
+    sample = sketch is not None and sketch.rows is not None
+    return Trust(_SAMPLE_STEPS if sample else steps, most_steps=steps)
 
 
 def _least_gain(sketch: Sketch) -> float:
     return _LEAST_GAIN if sketch.rows is None else _LEAST_GAIN_OF_SAMPLE
 
 
-def first_trust(sketch: Sketch | None, steps: int) -> Trust:
-    return Trust(steps if sketch is None or sketch.rows is None else min(steps, _SAMPLE_STEPS))
-
-
-def after(trust: Trust, better: bool, steps: int) -> Trust:
-    """More trust after a look ahead that led to a better point, less after a worse one."""
-    if better:
-        return Trust(
-            min(2 * trust.steps, steps),
-            min(1.05 * trust.momentum, trust.most),
-            min(1.02 * trust.most, 1.0),
-        )
-    return Trust(trust.steps // 4, trust.momentum / 1.5, max(trust.momentum, 0.1))
-
-
-def trusted(trust: Trust) -> bool:
-    """Whether the model is worth its steps; after too many worse passes H is extrapolated."""
-    return trust.steps >= _LEAST_STEPS
-
-
-def extrapolate(H: Array, before: Array, momentum: float) -> Array:
-    """max(0, H + momentum (H - before))."""
-    moved: Array = np.maximum(0.0, H + momentum * (H - before))
-    return moved
-
-
 # ------------------------------------------------------------------------------------- the model
-@dataclass(frozen=True)
-class Model:
-    """left @ right in place of the share s / m of V's rows; what a step needs of V, from it."""
-
-    left: Array
-    right: Array
-    share: float
-    squares: float = 0.0
-    correction: Array | float = 0.0
-
-    def numer(self, H: Array) -> Array:
-        return self.left @ (self.right @ H.T)
-
-    def improve_W(self, W: Array, H: Array) -> Array:
-        return _HALF_STEP.improve(W, self.numer(H), H @ H.T)
-
-    def products(self, W: Array) -> Products:
-        WtV = (W.T @ self.left) @ self.right / self.share - self.correction
-        return Products(WtV=WtV, WtW=W.T @ W / self.share)
-
-    def squared_error(self, products: Products, H: Array) -> float:
-        return float(self.squares - 2 * np.vdot(products.WtV, H) + np.vdot(products.WtW, H @ H.T))
-
-    def descend(
-        self, W: Array, H: Array, steps: int, of_error: float, of_gained: float
-    ) -> tuple[Array, Array]:
-        """HALS steps, each from where a leap from the best point leads; none that is no gain.
-
-        A leap is an extrapolation of H or a Newton step: the one that gained more for its price
-        when last taken, and now and then the other. The descent ends when both gain less than
-        these shares of the squared error and of what has been gained.
-        """
-        before, trust, error, gained = H, Trust(steps), np.inf, 0.0
-        gains, made, since = [np.inf, np.inf], self.products(W), 0
-        for _ in range(steps):
-            leap = int(gains[1] > _PRICE * gains[0]) ^ int(since >= _OTHER)
-            since = 0 if since >= _OTHER else since + 1
-            if leap:
-                start = newton(W, H, self.numer(H), made, self.share)
-            else:
-                start = W, extrapolate(H, before, trust.momentum)
-            W_next = self.improve_W(*start)
-            made_next = self.products(W_next)
-            H_next = _HALF_STEP.improve(start[1].T, made_next.WtV.T, made_next.WtW).T
-            now = self.squared_error(made_next, H_next)
-            better = now < error
-            if not leap:
-                trust = after(trust, better, steps)
-            if better:
-                gains[leap] = error - now
-                gained += gains[leap] if np.isfinite(error) else 0.0
-                before, W, H, made, error = H, W_next, H_next, made_next, now
-            else:
-                gains[leap] = 0.0 if leap or before is H else gains[leap]
-                before = H
-            if max(gains) <= of_error * abs(error) + of_gained * gained:
-                break
-        return W, H
-
-
-def newton(
-    W: Array, H: Array, numer: Array, made: Products, share: float
-) -> tuple[Array, Array]:
-    """W and H moved together to where ||V - W H||^2 is least if their moves' product is left out.
-
-    Zeros that want to stay so do. Conjugate gradients on the normal equations, preconditioned by
-    the inverse Gram matrices: 10 s k^2 flops a step. This is what alternating steps are slow at:
-    a change of both factors that hardly changes their product.
-    """
-    G, B = H @ H.T / share, made.WtW
-    W_slope, H_slope = W @ G - numer / share, B @ H - made.WtV
-    W_free, H_free = (W > 0) | (W_slope < 0), (H > 0) | (H_slope < 0)
-    W_scale, H_scale = pseudo_inverse(G), pseudo_inverse(B)
-    W_left, H_left = -W_slope * W_free, -H_slope * H_free
-    dW, dH, W_way, H_way, size = np.zeros_like(W), np.zeros_like(H), 0.0, 0.0, np.inf
-    for _ in range(_NEWTON_STEPS):
-        W_next, H_next = (W_left @ W_scale) * W_free, (H_scale @ H_left) * H_free
-        last, size = size, float(np.vdot(W_left, W_next) + np.vdot(H_left, H_next))
-        if not size > 0:
-            break
-        W_way, H_way = W_next + size / last * W_way, H_next + size / last * H_way
-        W_bent = (W_way @ G + W @ (H @ H_way.T / share).T) * W_free
-        H_bent = (B @ H_way + (W.T @ W_way / share) @ H) * H_free
-        length = size / float(np.vdot(W_way, W_bent) + np.vdot(H_way, H_bent))
-        dW, dH = dW + length * W_way, dH + length * H_way
-        W_left, H_left = W_left - length * W_bent, H_left - length * H_bent
-    return np.maximum(0.0, W + dW), np.maximum(0.0, H + dH)
-
-
-def at(sketch: Sketch, seen: Seen, sums: Sums) -> Model:
-    """The model whose gradients at (seen.W, seen.H) are V's."""
-    H, W, made = seen.H.astype(np.float64), seen.W.astype(np.float64), seen.products
+def model_at(sketch: Sketch, seen: Seen, sums: Sums) -> tuple[LowRank, Array]:
+    """The model whose gradients at seen.H are V's, and its W there."""
+    H, made = seen.H.astype(np.float64), seen.products
+    if seen.numer is None or seen.W is None:
+        return _shifted(_sketched(sketch, sums), H, seen, sums)
+    W = seen.W.astype(np.float64)
     Q, sizes, T = np.linalg.svd(H.T, full_matrices=False)  # H' = Q diag(sizes) T
     live = sizes > np.sqrt(np.finfo(seen.H.dtype).eps) * sizes.max(initial=0.0)
     Q = Q[:, live]
     VQ = seen.numer.astype(np.float64) @ (T[live].T / sizes[live])
-    L = np.hstack([sketch.Y, W])
-    LtV = np.vstack([sketch.YtV, made.WtV * sketch.share])
-    rest = LtV - (LtV @ Q) @ Q.T
-    model = Model(
-        np.hstack([VQ, L]), np.vstack([Q.T, pseudo_inverse(L.T @ L) @ rest]), sketch.share
-    )
-    if sketch.rows is None:
-        return replace(model, squares=sums.squares)
-    # A sample: its gradient in H, and its value, are shifted to V's.
+    L, LtV = np.hstack([sketch.Y, W]), np.vstack([sketch.YtV, made.WtV])
+    rest = pseudo_inverse(L.T @ L) @ (LtV - (LtV @ Q) @ Q.T)
+    return LowRank(np.hstack([VQ, L]), np.vstack([Q.T, rest]), squares=sums.squares), W
+
+
+def _sketched(sketch: Sketch, sums: Sums) -> LowRank:
+    right = pseudo_inverse(sketch.Y.T @ sketch.Y) @ sketch.YtV
+    return LowRank(sketch.Y, right, sketch.share, sums.squares)
+
+
+def _shifted(model: LowRank, H: Array, seen: Seen, sums: Sums) -> tuple[LowRank, Array]:
+    """A sample's model; its gradient in H, and its value, are shifted to V's at seen.H."""
+    W, true = LookAhead().improve(model.best_W(H), model.numer(H), H @ H.T), seen.products
     mine = model.products(W)
-    correction = (made.WtW @ H - made.WtV) - (mine.WtW @ H - mine.WtV)
-    model = replace(model, correction=correction)
-    true = replace(model, squares=sums.squares).squared_error(made, H)
-    return replace(model, squares=true - model.squared_error(model.products(W), H))
+    shift = (true.WtW @ H - true.WtV) - (mine.WtW @ H - mine.WtV)
+    model = replace(model, shift=shift)
+    off = model.squared_error(true, H) - model.squared_error(model.products(W), H)
+    return replace(model, squares=sums.squares + off), W

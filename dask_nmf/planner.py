@@ -48,8 +48,11 @@ class Job:
 
     @contextmanager
     def threads(self) -> Iterator[None]:
-        """As many threads as planned, where they are fewer than dask would take."""
-        if self.plan.threads == self.scheduler.threads:
+        """As many threads as planned; a single block needs no pool of them."""
+        if self.plan.blocks == 1 and self.scheduler.name == "threads":
+            with dask.config.set(scheduler="synchronous"):
+                yield
+        elif self.plan.threads == self.scheduler.threads:
             yield
         else:
             with dask.config.set(num_workers=self.plan.threads):
@@ -169,19 +172,20 @@ def _plan_with_model(
 ) -> tuple[Plan, Solver]:
     """The plan, without a model between passes where that costs reads or does not fit."""
 
-    def make(solver: Solver) -> Plan:
-        return make_plan(matrix, options, scheduler, start, out, solver)
-
-    if not isinstance(solver, LookAhead) or not solver.model:
-        return make(solver), solver
-    without = replace(solver, model=False)
-    try:
-        plan = make(solver)
-    except ValueError:
-        return make(without), without
-    if plan.reads_per_sweep > 1 and make(without).reads_per_sweep == 1:
-        return make(without), without
-    return plan, solver
+    without = [replace(solver, model=False)] if isinstance(solver, LookAhead) else []
+    plans: list[tuple[Plan, Solver]] = []
+    refused: list[ValueError] = []
+    for one in [solver, *without]:
+        try:
+            plans.append((make_plan(matrix, options, scheduler, start, out, one), one))
+        except ValueError as error:
+            refused.append(error)
+            continue
+        if plans[-1][0].reads_per_sweep == 1:
+            break
+    if not plans:
+        raise refused[-1]
+    return min(plans, key=lambda found: found[0].reads_per_sweep)
 
 
 def make_plan(
@@ -232,7 +236,7 @@ def make_plan(
         block=(columns, rows) if grid.transposed else (rows, columns),
         transposed=grid.transposed,
         blocks=grid.blocks,
-        tasks=grid.tasks + grid.blocks * _collecting(side),
+        tasks=grid.tasks,
         reads_per_sweep=grid.reads_per_sweep,
         passes_before=1 + start.passes + (grid.transposed and not ahead),
         max_passes=options.max_passes,
@@ -247,13 +251,6 @@ def make_plan(
         disk_bytes=2 * tall + wide if out else 0,
     )
     return replace(plan, advice=tuple(advise(plan, found, matrix, os.cpu_count() or 1)))
-
-
-def _collecting(side: Geometry) -> int:
-    """Tasks per block that bring V @ H.T and W to the model: of all rows, or of some."""
-    if not side.model:
-        return 0
-    return 1 if sample_size(side.m, side.rank) == side.m else 3
 
 
 def _between(side: Geometry, solver: Solver) -> str:

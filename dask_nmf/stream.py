@@ -143,8 +143,7 @@ def sweep(
     residual: bool = False,
     target: Any = None,
     collect: bool = False,
-    rows: Array | None = None,
-) -> tuple[DaskArray, Products, Seen | None]:
+) -> tuple[DaskArray, Seen]:
     """One sweep's visit to V: the new W, and the products for H's half-step.
 
     Parameters
@@ -161,36 +160,37 @@ def sweep(
     target : zarr array, optional
         Where the new W is written, chunk by chunk; None keeps it in the workers' memory.
     collect : bool
-        Bring V @ H.T and the new W here for the model, of those `rows` or of all.
+        Bring V @ H.T and the new W here, for the model.
 
     Returns
     -------
-    The new W as a dask array, read from the target where there is one; the products; and what the
-    model needs, if it was to be collected.
+    The new W as a dask array, read from the target where there is one; and what was seen.
 
     Notes
     -----
     Cost: one read of V in row blocks, two in tiles: a row of tiles gives W its update, and only
     then can each tile give its share of H's. Per block and sweep 4 tasks and a share of
-    two trees; up to 3 more to collect.
+    two trees.
     """
     numer = matmul(V, H.T)
     W = _improve(solver, W, numer, gram(H.T))
     if target is not None:
         W = W.map_blocks(write_rows, target, dtype=W.dtype, meta=W._meta, token="nmf-write")
-    few: list[Any] = [take_rows(numer, rows), take_rows(W, rows)] if collect else []
+    collected: list[Any] = [numer, W] if collect else []
     if again is not None:  # W first: held, or written and then read
-        W, (WtW, *few) = _done(W, target, gram(W), *few)
+        W, (WtW, *collected) = _done(W, target, gram(W), *collected)
         (over_V,) = dask.compute(_over(again, W, H, residual))
     else:  # one graph: each block of V is read once
-        W, (over_V, WtW, *few) = _done(W, target, _over(V, W, H, residual), gram(W), *few)
+        W, (over_V, WtW, *collected) = _done(
+            W, target, _over(V, W, H, residual), gram(W), *collected
+        )
     if residual:
         WtR, squares = over_V[:-1], over_V[-1]
         WtV = WtR + WtW @ H.astype(np.float64)
         made = Products(WtV=WtV, WtW=WtW, WtR=WtR, residual=float(squares.sum()))
     else:
         made = Products(WtV=over_V, WtW=WtW)
-    return W, made, Seen(H, made, *few) if collect else None
+    return W, Seen(H, made, *collected)
 
 
 def take_rows(X: DaskArray, rows: Array | None) -> DaskArray:

@@ -7,25 +7,18 @@ import dask.array as da
 import numpy as np
 
 from dask_nmf.blocks import Grid
+from dask_nmf.descent import after, extrapolate
 from dask_nmf.init import Start
 from dask_nmf.io import Matrix
 from dask_nmf.losses import Frobenius, cancellation, relative
-from dask_nmf.model import (
-    after,
-    directions,
-    extrapolate,
-    first_trust,
-    look_ahead,
-    look_from_start,
-    sample_rows,
-    trusted,
-)
+from dask_nmf.model import directions, first_trust, look_ahead, look_from_start, sample_rows
 from dask_nmf.options import Options
 from dask_nmf.output import Output
 from dask_nmf.plans import Plan
 from dask_nmf.solvers import LookAhead, Solver
 from dask_nmf.stream import first_pass, products, squared_residual, sweep
 from dask_nmf.types import (
+    Ahead,
     Array,
     DaskArray,
     Products,
@@ -44,20 +37,20 @@ def begin(
 
     On the transpose W is V's H: MU and HALS first need its half-step for H, from a pass.
     """
+    looks = solver if isinstance(solver, LookAhead) else None
     V, G, rows = matrix.blocks(plan.grid), None, None
-    if isinstance(solver, LookAhead) and solver.model:
+    if looks and looks.model:
         G = directions(V.shape[1], options.rank, options.seed, V.dtype)
         rows = sample_rows(V.shape[0], options.rank, options.seed)
     sums, sketch = first_pass(V, plan.transposed, G, rows)
     V = matrix.blocks(plan.grid)
     W, H = start.factors(V, options.rank, sums, options.seed, plan.transposed)
     state = State(W, H, passes=plan.passes_before)
-    if isinstance(solver, LookAhead):
+    if looks:
+        state = replace(state, ahead=Ahead(first_trust(sketch, looks.steps), sketch))
         if sketch is not None and start.blind:
-            W_s, H_s = look_from_start(sketch, H, sums, options.seed)
-            state = replace(state, W=_every_row(state, sketch, W_s), H=H_s.astype(H.dtype))
-        return replace(state, sketch=sketch, trust=first_trust(sketch, solver.steps)), sums
-    if plan.transposed:
+            state = _moved(state, sketch, *look_from_start(sketch, H, sums, options.seed))
+    elif plan.transposed:
         state = replace(state, products=products(matrix.blocks(plan.grid), W))
     return state, sums
 
@@ -81,11 +74,12 @@ def next_sweep(
     residual = state.error < 2 * close
     number = len(state.history) + 1
     W, old = _next_point(state, solver, sums)
+    ahead = state.ahead
     target = None
     if output is not None:
         (m, k), rows = state.W.shape, max(grid.heights)
         target = output.generation(number, (m, k), rows, state.W.dtype)
-    W, made, seen = sweep(
+    W, seen = sweep(
         matrix.blocks(grid),
         W,
         old,
@@ -93,9 +87,9 @@ def next_sweep(
         again=matrix.blocks(grid) if grid.reads_per_sweep == 2 else None,
         residual=residual,
         target=target,
-        collect=state.sketch is not None,
-        rows=state.sketch.rows if state.sketch else None,
+        collect=ahead is not None and ahead.sketch is not None and ahead.sketch.rows is None,
     )
+    made = seen.products
     H = old if state.products else _half_step(solver, old, made)
     error, passes = loss.error(sums, made, old, H), state.passes + grid.reads_per_sweep
     if not np.isfinite(error):
@@ -114,23 +108,7 @@ def next_sweep(
         bytes_read=passes * matrix.nbytes - (passes - 1) * matrix.kept_bytes,
         kkt=loss.kkt(sums, made, old),
     )
-    if state.trust is not None and isinstance(solver, LookAhead):
-        better = error <= state.error
-        plain = old is state.H
-        trust = state.trust if plain else after(state.trust, better, solver.steps)
-        if not better:  # back to the last verified factors; from there a pass can only gain
-            if output is not None:
-                output.forget(number)
-            kkt = state.history[-1].kkt
-            record = replace(record, error=state.error, kkt=kkt)
-            history = (*state.history, record)
-            return replace(
-                state, passes=passes, history=history, seen=None, trust=trust, H_before=None
-            )
-        state = replace(state, trust=trust, seen=seen, H_before=state.H)
-    if output is not None:
-        output.forget(state.generation)
-    return replace(
+    found = replace(
         state,
         W=W,
         H=H,
@@ -140,28 +118,48 @@ def next_sweep(
         products=made if state.products else None,
         generation=number,
     )
+    better = error <= state.error
+    if ahead is not None:
+        trust = ahead.trust if old is state.H else after(ahead.trust, better)
+        if not better:  # back to the last verified factors; from there a pass can only gain
+            found = _dropped(state, found)
+        seen_, before = (seen, state.H) if better else (None, None)
+        found = replace(found, ahead=Ahead(trust, ahead.sketch, seen_, before))
+    if output is not None:
+        output.forget(number if found.generation != number else state.generation)
+    return found
 
 
-def _every_row(state: State, sketch: Sketch, W_s: Array) -> DaskArray:
-    """The model's W, where it has all rows; else the one at hand."""
-    if sketch.rows is not None:
-        return state.W
-    # Cut here: each task gets its own rows, not all of them.
-    return da.from_array(W_s.astype(state.W.dtype), chunks=state.W.chunks, name=False)
+def _dropped(state: State, found: State) -> State:
+    """The factors before a sweep that was no gain; it counts as one that changed nothing."""
+    record = replace(found.history[-1], error=state.error, kkt=state.history[-1].kkt)
+    return replace(state, passes=found.passes, history=(*state.history, record))
 
 
 def _next_point(state: State, solver: Solver, sums: Sums) -> tuple[DaskArray, Array]:
     """Where the next pass is made: W to improve, and H to improve it at."""
+    ahead = state.ahead
     if state.products is not None:
         return state.W, _half_step(solver, state.H, state.products)
-    if not isinstance(solver, LookAhead) or state.trust is None:
-        return state.W, state.H
-    if state.sketch is not None and state.seen is not None and trusted(state.trust):
-        W_s, H = look_ahead(state.sketch, state.seen, state.H, sums, state.trust.steps)
-        return _every_row(state, state.sketch, W_s), H.astype(state.H.dtype)
-    if state.H_before is not None:
-        return state.W, extrapolate(state.H, state.H_before, state.trust.momentum)
+    if ahead is not None and ahead.sketch is not None and ahead.seen is not None:
+        leap = look_ahead(ahead.sketch, ahead.seen, state.H, sums, ahead.trust.steps)
+        state = _moved(state, ahead.sketch, *leap)
+    elif ahead is not None and ahead.H_before is not None:
+        return state.W, extrapolate(state.H, ahead.H_before, ahead.trust.momentum)
     return state.W, state.H
+
+
+def _moved(state: State, sketch: Sketch, W: Array, H: Array) -> State:
+    """The state at the model's factors; its W stays the one at hand, if the model's is of a sample.
+
+    W is cut here: each task gets its own rows, not all of them.
+    """
+    state = replace(state, H=H.astype(state.H.dtype))
+    if sketch.rows is not None:
+        return state
+    return replace(
+        state, W=da.from_array(W.astype(state.W.dtype), chunks=state.W.chunks, name=False)
+    )
 
 
 def _half_step(solver: Solver, H: Array, made: Products) -> Array:

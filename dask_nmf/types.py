@@ -116,26 +116,41 @@ class Seen:
     H : (k, n) array
     products : Products
         Of the new W.
-    numer, W : (s, k) arrays
-        V @ H.T and the new W, of the sketch's rows.
+    numer, W : (m, k) arrays, or None
+        V @ H.T and the new W, unless the sketch has a sample of rows only.
     """
 
     H: Array
     products: Products
-    numer: Array
-    W: Array
+    numer: Array | None = None
+    W: Array | None = None
 
 
 @dataclass(frozen=True)
 class Trust:
     """How far the next pass may be from the last verified H: grows with success.
 
-    steps : on the model. momentum, most : of the extrapolation, where there is no model.
+    steps, most_steps : on the model; momentum, most : of the extrapolation where there is none.
     """
 
     steps: int
+    most_steps: int
     momentum: float = 0.5
     most: float = 1.0
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """What leads from the last verified H to that of the next pass, for "auto".
+
+    trust : how far. sketch : None where there is no model. seen : by the last pass; None after one
+    that was dropped. H_before : the H verified before, None likewise.
+    """
+
+    trust: Trust
+    sketch: Sketch | None = None
+    seen: Seen | None = None
+    H_before: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -145,8 +160,7 @@ class State:
     W : dask array (m, k), row blocks like V's, in the workers' memory or in a store.
     H : (k, n) array of the same dtype. dead : components that have become zero.
     products : of the W at hand, where the sweeps begin with H (on the transpose).
-    generation : number of the sweep that made W.
-    sketch, seen, trust, H_before : for looking ahead; seen is None when the next pass is made at H.
+    generation : number of the sweep that made W. ahead : None for solvers that do not look ahead.
     """
 
     W: DaskArray
@@ -156,10 +170,7 @@ class State:
     dead: int = 0
     products: Products | None = None
     generation: int = 0
-    sketch: Sketch | None = None
-    seen: Seen | None = None
-    trust: Trust | None = None
-    H_before: Array | None = None
+    ahead: Ahead | None = None
 
     @property
     def error(self) -> float:

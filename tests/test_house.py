@@ -16,7 +16,7 @@ PACKAGE = ROOT / "dask_nmf"
 
 # Each file may import from those before it.
 ORDER = (
-    "types blas options scheduler limits blocks reader solvers losses model stopping "
+    "types blas options scheduler limits blocks reader solvers losses descent model stopping "
     "tasks stream io survey init plans advice planner result output rechunking sweeps driver cli"
 )
 
@@ -41,7 +41,7 @@ def test_imports_go_one_way() -> None:
 
 
 def test_solvers_and_losses_know_neither_dask_nor_zarr() -> None:
-    for name in ("types", "solvers", "losses", "stopping"):
+    for name in ("types", "solvers", "losses", "descent", "model", "stopping"):
         assert not re.search(r"^(import|from) (dask|zarr)\b(?!_nmf)", _text(name), re.MULTILINE)
 
 

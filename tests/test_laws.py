@@ -73,8 +73,9 @@ def by_engine(case: Case, solver: Solver) -> tuple[Array, Array]:
     """The same through row blocks of exactly the heights drawn."""
     V = case.blocks.rechunk({1: -1})
     W = da.from_array(case.W, chunks=(case.chunks[0], -1))
-    W, products, _ = stream.sweep(V, W, case.H, solver)
-    return W.compute(), solver.improve(case.H.T, products.WtV.T, products.WtW).T
+    W, seen = stream.sweep(V, W, case.H, solver)
+    made = seen.products
+    return W.compute(), solver.improve(case.H.T, made.WtV.T, made.WtW).T
 
 
 def close(found: Array, expected: Array, tolerance: float = 1e-12) -> None:

@@ -1,5 +1,6 @@
 """The model between passes, and the runs that look ahead on it."""
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import zarr
 from hypothesis import given
 
 import dask_nmf
-from dask_nmf import HALS, LookAhead, blocks, model, oracle, stream, sweeps
+from dask_nmf import HALS, LookAhead, blocks, descent, model, oracle, stream, sweeps
+from dask_nmf.descent import LowRank
 from dask_nmf.losses import Frobenius
 from dask_nmf.types import Products, Seen, Sketch, Sums
 from tests.conftest import Array, counted, low_rank
@@ -37,7 +39,8 @@ def _collected(V: Array, W: Array, H: Array, rows: Array | None) -> tuple[Sketch
     Y = V[chosen] @ G
     sketch = Sketch(rows, len(Y) / len(V), Y, Y.T @ V[chosen])
     made = Products(WtV=W.T @ V, WtW=W.T @ W)
-    return sketch, Seen(H, made, (V @ H.T)[chosen], W[chosen]), Sums(V.sum(), (V**2).sum(), V.max())
+    seen = Seen(H, made, V @ H.T, W) if rows is None else Seen(H, made)
+    return sketch, seen, Sums(V.sum(), (V**2).sum(), V.max())
 
 
 def _factors(m: int, n: int, k: int) -> tuple[Array, Array, Array]:
@@ -50,7 +53,7 @@ def _factors(m: int, n: int, k: int) -> tuple[Array, Array, Array]:
 @pytest.mark.parametrize(("m", "n", "k"), [(200, 30, 4), (60, 7, 3), (50, 3, 5), (9, 40, 6)])
 def test_gradients_of_the_model_are_those_of_V(m: int, n: int, k: int) -> None:
     V, W, H = _factors(m, n, k)
-    found = model.at(*_collected(V, W, H, None))
+    found, _ = model.model_at(*_collected(V, W, H, None))
     M = found.left @ found.right
     size = np.abs(V @ H.T).max()
     np.testing.assert_allclose(M @ H.T, V @ H.T, atol=1e-9 * size)
@@ -60,7 +63,7 @@ def test_gradients_of_the_model_are_those_of_V(m: int, n: int, k: int) -> None:
 def test_the_model_is_second_order() -> None:
     """Its error differs from V's, but for a constant, by the square of a move in W and in H."""
     V, W, H = _factors(200, 30, 4)
-    found = model.at(*_collected(V, W, H, None))
+    found, _ = model.model_at(*_collected(V, W, H, None))
     M, random = found.left @ found.right, np.random.default_rng(0)
     dW, dH = random.standard_normal(W.shape), random.standard_normal(H.shape)
 
@@ -75,8 +78,8 @@ def test_the_model_is_second_order() -> None:
 def test_a_sample_has_the_gradient_and_the_error_of_all_rows() -> None:
     V, W, H = _factors(200, 30, 4)
     rows = np.arange(0, 200, 3)
-    found = model.at(*_collected(V, W, H, rows))
-    made = found.products(W[rows])
+    found, W_s = model.model_at(*_collected(V, W, H, rows))
+    made = found.products(W_s)
     np.testing.assert_allclose(made.WtW @ H - made.WtV, W.T @ W @ H - W.T @ V, atol=1e-9)
     assert found.squared_error(made, H) == pytest.approx(((V - W @ H) ** 2).sum())
 
@@ -95,7 +98,7 @@ def test_a_dead_component_and_twins_do_no_harm() -> None:
     H[2], W[:, 2] = 0, 0  # dead
     H[1], W[:, 1] = H[0], W[:, 0]  # W'W has rank 2
     sketch, seen, sums = _collected(V, W, H, None)
-    found = model.at(sketch, seen, sums)
+    found, _ = model.model_at(sketch, seen, sums)
     np.testing.assert_allclose(found.left @ (found.right @ H.T), V @ H.T, atol=1e-8)
     W_ahead, H_ahead = model.look_ahead(sketch, seen, H, sums, steps=20)
     assert np.isfinite(W_ahead).all()
@@ -114,6 +117,58 @@ def test_a_sample_depends_on_seed_and_shape_only() -> None:
     assert other is not None
     assert np.array_equal(rows, again)
     assert not np.array_equal(rows, other)
+
+
+# ------------------------------------------------------------------------------------ the steps
+def _thin(V: Array) -> LowRank:
+    return LowRank(V, np.eye(V.shape[1]), squares=float((V**2).sum()))
+
+
+def test_a_newton_step_solves_the_linearized_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Least ||R - dW H - W dH||, by lstsq on all entries; from inside, where none is held at 0."""
+    monkeypatch.setattr(descent, "_NEWTON_STEPS", 500)
+    W, H = low_rank(9, 2, 2) + 1, low_rank(2, 7, 2) + 1
+    V = W @ H + 1e-3 * np.random.default_rng(0).standard_normal((9, 7))
+    W_ahead, H_ahead = _thin(V).newton(W, H, Products(WtV=W.T @ V, WtW=W.T @ W))
+    A = np.hstack([np.kron(np.eye(9), H.T), np.kron(W, np.eye(7))])
+    least = np.linalg.lstsq(A, (V - W @ H).ravel())[0]
+    left = (V - W @ H).ravel() - A @ np.concatenate([(W_ahead - W).ravel(), (H_ahead - H).ravel()])
+    best = (V - W @ H).ravel() - A @ least
+    assert np.linalg.norm(left) == pytest.approx(np.linalg.norm(best), rel=1e-6)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.25])
+def test_zeros_that_want_to_stay_do_so(share: float) -> None:
+    V, W, H = _factors(60, 20, 4)
+    W[::3, 1] = H[2, ::2] = 0
+    made = Products(WtV=W.T @ V / share, WtW=W.T @ W / share)
+    slope_W, slope_H = (W @ H - V) @ H.T, W.T @ (W @ H - V)
+    model = replace(_thin(V), share=share)
+    W_ahead, H_ahead = model.newton(W, H, made)
+    assert min(W_ahead.min(), H_ahead.min()) >= 0
+    assert not W_ahead[(W == 0) & (slope_W >= 0)].any()
+    assert not H_ahead[(H == 0) & (slope_H >= 0)].any()
+    step = 1e-4
+    nearby = W + step * (W_ahead - W), H + step * (H_ahead - H)
+    assert oracle.error(V, *nearby) < oracle.error(V, W, H)
+
+
+def test_steps_find_exact_factors_where_alternating_ones_are_slow() -> None:
+    V = low_rank(300, 40, 8, noise=0.0)
+    model, H = _thin(V), low_rank(8, 40, 3)
+    W, H = model.descend(model.best_W(H), H, 300, 1e-12)
+    slow = dask_nmf.factorize(V, 8, solver=HALS(5), tol=0, max_passes=300)
+    assert oracle.error(V, W, H) < 1e-4
+    assert oracle.error(V, W, H) < 0.1 * slow.error
+
+
+def test_steps_never_rise() -> None:
+    V, W, H = _factors(120, 30, 5)
+    errors = []
+    for _ in range(12):
+        W, H = _thin(V).descend(W, H, 3, 0.0)
+        errors.append(oracle.error(V, W, H))
+    assert all(b <= a * (1 + 1e-12) for a, b in pairwise(errors))
 
 
 # ------------------------------------------------------------------------------- the half-step

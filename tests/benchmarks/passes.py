@@ -25,9 +25,9 @@ from sklearn.decomposition._nmf import _update_coordinate_descent
 from dask_nmf import HALS, MU, SweepRecord, factorize, planner
 from dask_nmf.blas import one_blas_thread
 from dask_nmf.blocks import Grid, sample_size, sketch_width
+from dask_nmf.descent import LowRank
 from dask_nmf.init import Random
 from dask_nmf.io import open_matrix
-from dask_nmf.model import Model
 from dask_nmf.solvers import LookAhead, Solver
 from dask_nmf.stream import first_pass
 from dask_nmf.types import Array
@@ -62,7 +62,7 @@ def library(solver: Solver) -> Callable[[str, Array, Named, int], Trace]:
         steps = [0]
         trace: Trace = []
 
-        def improve_W(self: Model, W: Array, H: Array) -> Array:
+        def improve_W(self: LowRank, W: Array, H: Array) -> Array:
             steps[0] += 1
             return original(self, W, H)
 
@@ -72,13 +72,13 @@ def library(solver: Solver) -> Callable[[str, Array, Named, int], Trace]:
             if ahead:
                 s, width = sample_size(m, k), sketch_width(n, k)
                 flops += 4 * s * n * width
-                flops += steps[0] * (40 * s + 16 * n) * k * k
+                flops += steps[0] * (50 * s + 20 * n) * k * k
             trace.append(Point(passes, error, seconds, flops))
             return error <= named.best * (1 + WITHIN[-1])
 
-        original = Model.improve_W
+        original = LowRank.improve_W
         most = MOST["auto" if ahead else "others"]
-        with warnings.catch_warnings(), patch.object(Model, "improve_W", improve_W):
+        with warnings.catch_warnings(), patch.object(LowRank, "improve_W", improve_W):
             warnings.simplefilter("ignore")
             factorize(path, k, solver=solver, seed=seed, tol=0, max_passes=most, callback=note)
         return trace

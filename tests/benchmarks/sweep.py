@@ -71,8 +71,9 @@ class CloseFit:
 
     def sweep(self) -> None:
         V = open_matrix(self.path).blocks(GRID)
-        self.W, products, _ = sweep(V, self.W, self.H, self.solver, residual=True)
-        H = self.solver.improve(self.H.T, products.WtV.T, products.WtW).T
+        self.W, seen = sweep(V, self.W, self.H, self.solver, residual=True)
+        made = seen.products
+        H = self.solver.improve(self.H.T, made.WtV.T, made.WtW).T
         self.H = np.ascontiguousarray(H, dtype=np.float32)
 
 
