@@ -236,7 +236,7 @@ def make_plan(
         block=(columns, rows) if grid.transposed else (rows, columns),
         transposed=grid.transposed,
         blocks=grid.blocks,
-        tasks=grid.tasks,
+        tasks=grid.tasks + (grid.blocks if _collects(side) else 0),
         reads_per_sweep=grid.reads_per_sweep,
         passes_before=1 + start.passes + (grid.transposed and not ahead),
         max_passes=options.max_passes,
@@ -251,6 +251,11 @@ def make_plan(
         disk_bytes=2 * tall + wide if out else 0,
     )
     return replace(plan, advice=tuple(advise(plan, found, matrix, os.cpu_count() or 1)))
+
+
+def _collects(side: Geometry) -> bool:
+    """Whether V @ H.T, too, comes here from each block."""
+    return side.model and sample_size(side.m, side.rank) == side.m
 
 
 def _between(side: Geometry, solver: Solver) -> str:

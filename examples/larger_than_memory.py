@@ -1,4 +1,4 @@
-"""Factor a matrix of 1.5 GB in 350 MB of memory: python larger_than_memory.py [folder]
+"""Factor a matrix of 1.5 GB in 300 MB of memory: python larger_than_memory.py [folder]
 
 V is made first, chunk by chunk: the photon counts of a scanned scene, one row per pixel and one
 column per wavelength. A pixel mixes a few of 16 materials, and the detector adds shot noise. The
@@ -97,11 +97,11 @@ def peak_bytes() -> int | None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Factor a matrix of 1.5 GB in 350 MB of memory.")
+    parser = argparse.ArgumentParser(description="Factor a matrix of 1.5 GB in 300 MB of memory.")
     parser.add_argument("folder", nargs="?", default="larger_than_memory", type=Path)
     parser.add_argument("--rows", type=int, default=187_500, help="rows of V, 8 kB each")
     parser.add_argument("--rank", type=int, default=MATERIALS)
-    parser.add_argument("--memory", default="350MB", help="for the whole process")
+    parser.add_argument("--memory", default="300MB", help="for the whole process")
     options = parser.parse_args()
     logging.basicConfig(format="%(message)s")
     logging.getLogger("dask_nmf").setLevel(logging.INFO)  # the plan, then a line per sweep
