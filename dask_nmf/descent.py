@@ -14,7 +14,8 @@ from dask_nmf.solvers import HALS, pseudo_inverse
 from dask_nmf.types import Array, Products, Trust
 
 _HALF_STEP = HALS(inner=5)
-_NEWTON_STEPS = 10  # of conjugate gradients
+_NEWTON_STEPS = 10  # of conjugate gradients, at most
+_SOLVED = 1e-2  # of the squared gradient is left: they end
 _NEWTON_PRICE = 2.0  # how many times as long a step takes that begins with them
 _ROUNDING = 1e-12  # squared gradients and curvatures so much smaller are what is left of zero
 _OTHER_LEAP = 10  # after so many steps the leap that seems worse is tried again
@@ -115,7 +116,7 @@ class LowRank:
             next_W, next_H = (rest_W @ by_W) * free_W, (by_H @ rest_H) * free_H
             last, size = size, float(np.vdot(rest_W, next_W) + np.vdot(rest_H, next_H))
             first = first or size
-            if not size > _ROUNDING * first:
+            if not size > _SOLVED * first:
                 break
             way_W, way_H = next_W + size / last * way_W, next_H + size / last * way_H
             bent_W = (way_W @ HHt + W @ (way_H @ H.T / self.share)) * free_W

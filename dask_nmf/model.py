@@ -26,8 +26,8 @@ from dask_nmf.descent import LowRank
 from dask_nmf.solvers import LookAhead, pseudo_inverse
 from dask_nmf.types import Array, Seen, Sketch, Sums, Trust
 
-_STARTS, _START_STEPS = 4, 100  # tried; the best goes on for
-_MORE_STEPS = 150  # on all rows
+_STARTS, _START_STEPS = 4, 50  # before the worse half is dropped; the last one goes on for
+_MORE_STEPS = 50  # on all rows
 _START_ROWS, _START_ROWS_PER_COMPONENT = 1024, 50  # of a try
 _SAME = 1e-5  # two tries that end with squared errors so close have found what there is
 _LEAST_GAIN = 4e-7  # of the squared error: a step that gains less is not worth its time;
@@ -64,7 +64,7 @@ def look_from_start(sketch: Sketch, H: Array, sums: Sums, seed: int) -> tuple[Ar
     """W of the sketch's rows and H, from the sketch alone: P_Y V in place of V.
 
     Where the steps end depends on where they begin. So H and some other random starts go their way
-    on a few of the rows, until two end alike, and the one with the smallest error goes on.
+    on a few of the rows; the better half goes on, until one is left or two end alike.
     """
     model, H = _sketched(sketch, sums), H.astype(np.float64)
     random, rows = _random(seed, 3), len(sketch.Y)
@@ -74,15 +74,20 @@ def look_from_start(sketch: Sketch, H: Array, sums: Sums, seed: int) -> tuple[Ar
     few = replace(
         model, left=model.left[_some(random, rows, some)], share=model.share * some / rows
     )
-    ends: list[tuple[float, Array]] = []
-    for start in starts:
-        W, H = few.descend(few.best_W(start), start, _START_STEPS, _least_gain(sketch))
-        ends.append((few.squared_error(few.products(W), H), H))
-        ends.sort(key=lambda end: end[0])
-        if len(ends) > 1 and ends[1][0] <= (1 + _SAME) * ends[0][0]:
-            break
-    H = ends[0][1]
-    return model.descend(model.best_W(H), H, _MORE_STEPS, _least_gain(sketch))
+    least = _least_gain(sketch)
+    tried = [(np.inf, few.best_W(start), start) for start in starts]
+    while len(tried) > 1:
+        ended: list[tuple[float, Array, Array]] = []
+        for _, W, H in tried:
+            W, H = few.descend(W, H, _START_STEPS, least)
+            ended.append((few.squared_error(few.products(W), H), W, H))
+            ended.sort(key=lambda end: end[0])
+            if len(ended) > 1 and ended[1][0] <= (1 + _SAME) * ended[0][0]:
+                ended = ended[:1]
+                break
+        tried = ended[: max(1, len(tried) // 2)]
+    H = tried[0][2]
+    return model.descend(model.best_W(H), H, _MORE_STEPS, least)
 
 
 def look_ahead(sketch: Sketch, seen: Seen, H: Array, sums: Sums, steps: int) -> tuple[Array, Array]:

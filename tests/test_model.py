@@ -127,6 +127,7 @@ def _thin(V: Array) -> LowRank:
 def test_a_newton_step_solves_the_linearized_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     """Least ||R - dW H - W dH||, by lstsq on all entries; from inside, where none is held at 0."""
     monkeypatch.setattr(descent, "_NEWTON_STEPS", 500)
+    monkeypatch.setattr(descent, "_SOLVED", 1e-14)
     W, H = low_rank(9, 2, 2) + 1, low_rank(2, 7, 2) + 1
     V = W @ H + 1e-3 * np.random.default_rng(0).standard_normal((9, 7))
     W_ahead, H_ahead = _thin(V).newton(W, H, Products(WtV=W.T @ V, WtW=W.T @ W))
