@@ -84,6 +84,27 @@ def test_a_sample_has_the_gradient_and_the_error_of_all_rows() -> None:
     assert found.squared_error(made, H) == pytest.approx(((V - W @ H) ** 2).sum())
 
 
+def test_a_sample_of_exact_data_is_its_own_model() -> None:
+    """Sums over all rows must not be mixed with those of the sample."""
+    V, W, H = _factors(200, 30, 4)
+    V = low_rank(200, 30, 9, noise=0.0)
+    rows = np.arange(0, 200, 3)
+    found, _ = model.model_at(*_collected(V, W, H, rows))
+    np.testing.assert_allclose(found.left @ found.right, V[rows], atol=1e-8)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_sample_leads_on_from_the_start(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    monkeypatch.setattr(blocks, "MODEL_ALL", 0)
+    monkeypatch.setattr(blocks, "MODEL_ROWS", 1000)
+    rng = np.random.default_rng(seed)
+    V = rng.random((4000, 6)) @ rng.random((6, 80))
+    V = np.maximum(V * (1 + 0.05 * rng.standard_normal(V.shape)), 0)
+    result = dask_nmf.factorize(V, 6, tol=0, max_passes=4)
+    first, second, third = (record.error for record in result.history)
+    assert first > second > third
+
+
 def test_steps_on_the_model_gain() -> None:
     V, W, H = _factors(200, 30, 4)
     sketch, seen, sums = _collected(V, W, H, None)
