@@ -27,7 +27,7 @@ from dask_nmf.solvers import LookAhead, pseudo_inverse
 from dask_nmf.types import Array, Seen, Sketch, Sums, Trust
 
 _STARTS, _START_STEPS = 4, 50  # before the worse half is dropped; the last one goes on for
-_MORE_STEPS = 50  # on all rows
+_MORE_STEPS = 75  # on all rows
 _START_ROWS, _START_ROWS_PER_COMPONENT = 1024, 50  # of a try
 _SAME = 1e-5  # two tries that end with squared errors so close have found what there is
 _LEAST_GAIN = 4e-7  # of the squared error: a step that gains less is not worth its time;

