@@ -67,6 +67,7 @@ def factor(path: Path, memory: int, passes: int) -> dict[str, Any]:
             RANK,
             out=path.with_name("factors.zarr"),
             memory=memory,
+            solver="hals",
             max_passes=passes,
             overwrite=True,
         )
