@@ -4,11 +4,13 @@ Blocks already run side by side, so more BLAS threads only fight for the same co
 slower, measured), and the bits of a product depend on their number.
 """
 
+import platform
 import threading
 from collections.abc import Callable
 from functools import cache, wraps
 from typing import Any, ParamSpec, TypeVar
 
+import numpy as np
 from threadpoolctl import ThreadpoolController
 
 P = ParamSpec("P")
@@ -47,6 +49,16 @@ class _OneThread:
 
 
 one_blas_thread = _OneThread()
+
+
+def arithmetic() -> list[str]:
+    """What the bits of a product depend on here: numpy, and each BLAS library with its kernels."""
+    libraries = sorted(
+        f"{found['internal_api']} {found['version']} {found.get('architecture')}"
+        for found in _controller().info()
+        if found["user_api"] == "blas"
+    )
+    return [f"numpy {np.__version__} {platform.machine()}", *libraries]
 
 
 def single_threaded(function: Callable[P, T]) -> Callable[P, T]:

@@ -46,6 +46,9 @@ MODEL_ALL = 2**20
 MODEL_ROWS, MODEL_ROWS_PER_COMPONENT = 8192, 256
 """Of a sample, where it has not all; the more of the two."""
 
+PARALLEL = 4
+"""Blocks at work at once, when the cost of a grid is weighed."""
+
 _LEAST_HEIGHT = 8  # rows per component: a block should weigh more than its share of W.T @ V
 _TRANSPOSE_GAIN = 1.25  # it costs a pass more at the start: not worth it for less
 
@@ -164,11 +167,14 @@ class Geometry:
         return sum(self.parts(rows, columns or self.n).values())
 
     def cost(self, rows: int) -> float:
-        """Bytes moved in a pass, as if by one thread: what the orientation is chosen by."""
+        """Bytes moved in a pass, as if by one thread: what the orientation is chosen by.
+
+        Not by the threads that there are: the same call gives the same blocks, so the same bits.
+        """
         blocks = ceil(self.m / rows)
         copied = 2 if self.chunk[1] < self.n else 1
         moved = copied * self.m * self.n * self.itemsize + 2 * blocks * self.rank * self.n * 8
-        return moved / min(blocks, self.threads * self.processes)
+        return moved / min(blocks, PARALLEL)
 
 
 @dataclass(frozen=True)

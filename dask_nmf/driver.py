@@ -1,29 +1,28 @@
-"""The driver: the only loop."""
+"""`factorize`: the arguments checked, what lies at `out` taken up, and the loop set going."""
 
-import logging
 import time
 import warnings
-from dataclasses import asdict
+from dataclasses import replace
 from typing import Any
 
-import dask.array as da
-import numpy as np
-from dask.utils import format_time
+import dask
 
-from dask_nmf.blas import one_blas_thread
-from dask_nmf.init import NNDSVD, Given
+from dask_nmf.blas import arithmetic, one_blas_thread
+from dask_nmf.checkpoint import Run
+from dask_nmf.fingerprint import problem
+from dask_nmf.init import NNDSVD
 from dask_nmf.io import Missing
+from dask_nmf.loop import Kept, run_job
 from dask_nmf.losses import Frobenius, make_loss
-from dask_nmf.output import IN_MEMORY, open_output
-from dask_nmf.planner import prepare
-from dask_nmf.plans import Plan
+from dask_nmf.options import check_int
+from dask_nmf.output import open_output
+from dask_nmf.planner import Job, prepare
 from dask_nmf.result import Result
+from dask_nmf.resume import take_up
 from dask_nmf.solvers import MU, Solver
-from dask_nmf.stopping import Status, stop
-from dask_nmf.sweeps import begin, next_sweep
-from dask_nmf.types import AnyArray, Callback, ConvergenceWarning, DaskArray, State
-
-logger = logging.getLogger("dask_nmf")
+from dask_nmf.stopping import Status
+from dask_nmf.types import Callback, ConvergenceWarning
+from dask_nmf.watch import compute
 
 _MU_AND_ZEROS = "MU cannot leave the zeros of init='nndsvd': use init='nndsvda' or 'nndsvdar'"
 
@@ -44,6 +43,7 @@ def factorize(
     block_rows: int | None = None,
     missing: Missing = "error",
     overwrite: bool = False,
+    checkpoint_every: int | None = None,
     callback: Callback | None = None,
 ) -> Result:
     """Find non-negative W (m, k) and H (k, n) with V ≈ W @ H, reading V once per sweep.
@@ -58,8 +58,9 @@ def factorize(
     rank : int
         k, the number of components.
     out : path, URL or zarr group, optional
-        Where W, H and the history go, as a zarr group; W lies there between sweeps, too. None
-        keeps W in the workers' memory.
+        Where W, H and the history go, as a zarr group; W lies there between sweeps, too. The same
+        call made again returns what is finished there, and goes on with what is not. None keeps W
+        in the workers' memory, and nothing for a next call.
     loss : "frobenius"
     solver : "auto", "hals", "mu" or an object
         "auto" is ``LookAhead()``: it needs the fewest reads, mostly 3 to 10.
@@ -84,7 +85,10 @@ def factorize(
     missing : "error" or "zero"
         What a chunk that V's store does not hold means.
     overwrite : bool
-        Replace a finished result at `out`.
+        Replace a finished result at `out`, and drop the unfinished run of another call there.
+    checkpoint_every : int, optional
+        Sweeps from one commit to the next: what a killed run has to make again. None: each sweep,
+        or less often where commits would take more than 5 % of the time.
     callback : callable, optional
         Called with each sweep's record; the run stops when it returns True. (``tqdm.update``
         returns True whenever it redraws: do not return its answer.)
@@ -100,9 +104,13 @@ def factorize(
         if `memory` is too small. In the first pass, if V has a NaN, infinite or negative entry.
         In any pass, if a chunk of V is missing.
     FileExistsError
-        If `out` holds a finished result, or anything that is not a result.
+        If `out` holds a result or an unfinished run of another call, or of a V that has changed
+        since (without `overwrite`); or anything that is not a result.
     RuntimeError
         If the active scheduler cannot run it.
+    RunStopped
+        If workers, scheduler or storage fail (`ClusterLost`, `PoisonBlock`, `StorageFailed`), or
+        another call has taken over (`RunTakenOver`): the same call goes on from the last commit.
 
     Warns
     -----
@@ -132,6 +140,8 @@ def factorize(
     loss = make_loss(loss)
     if callback is not None and not callable(callback):
         raise TypeError(f"callback must be callable, got {callback!r}")
+    if checkpoint_every is not None:
+        check_int("checkpoint_every", checkpoint_every, 1)
     job = prepare(
         V,
         rank,
@@ -146,82 +156,54 @@ def factorize(
         block_rows=block_rows,
         missing=missing,
     )
-    plan, options, start, solver = job.plan, job.options, job.start, job.solver
-    if isinstance(start, NNDSVD) and start.fill is None and isinstance(solver, MU):
+    if isinstance(job.start, NNDSVD) and job.start.fill is None and isinstance(job.solver, MU):
         warnings.warn(_MU_AND_ZEROS, UserWarning, stacklevel=2)
-    output = None
-    if out is not None:
-        remote, needs = job.scheduler.remote, plan.disk_bytes
-        output = open_output(out, job.matrix.uri, overwrite, remote, needs)
-        output.forget()  # what a killed run has left
-    for line in repr(plan).splitlines():
-        logger.info(line)
-
-    with one_blas_thread, job.threads():  # the driver's own small products too
-        matrix, grid = job.streamed(), plan.grid
-        state, sums = begin(matrix, plan, options, start, solver)
-        asked, reads = False, grid.reads_per_sweep
-        rounding = max(1e-13, float(np.finfo(state.H.dtype).eps))
-        while (status := stop(state.history, options, asked, reads, rounding)) is Status.RUNNING:
-            state = next_sweep(state, matrix, grid, loss, solver, sums, output, began)
-            asked = _report(state, callback)
-        logger.info("%s: %s", status.name.lower(), status.value)
-        W, H = _factors(state, plan)
-        parameters = {
-            "shape": list(plan.shape),
-            "dtype": str(H.dtype),
-            "V": plan.V,
-            "loss": "frobenius",
-            "solver": repr(solver),
-            "init": "given" if isinstance(start, Given) else repr(start),
-            **asdict(options),
-            "missing": missing,
-            "blocks": plan.blocks,
-            "block_rows": plan.block[0],
-            "scheduler": plan.scheduler,
-        }
-        result = Result(W, H, state.history, status, parameters, state.dead, plan=plan)
-        if output is not None:
-            result = output.write(result)
+    kept, result = None, None
+    with one_blas_thread:  # the driver's own small products too
+        if out is not None:
+            job, kept, result = _begun(job, out, loss, overwrite, checkpoint_every)
+        if result is None:
+            result = run_job(job, loss, callback, began, kept)
     # Last, so that a caller who turns warnings into errors loses nothing.
-    if options.tol > 0 and status in (Status.MAX_PASSES, Status.MAX_SECONDS):
-        warnings.warn(_not_converged(state, status), ConvergenceWarning, stacklevel=2)
+    if job.options.tol > 0 and result.status in (Status.MAX_PASSES, Status.MAX_SECONDS):
+        warnings.warn(_not_converged(result), ConvergenceWarning, stacklevel=2)
     return result
 
 
-def _factors(state: State, plan: Plan) -> tuple[DaskArray, AnyArray]:
-    """W and H of V, from those of what was streamed."""
-    if not plan.transposed:
-        return state.W, state.H
-    W = da.from_array(np.ascontiguousarray(state.H.T), chunks=-1)
-    H = state.W.T
-    return W, np.ascontiguousarray(H.compute()) if H.nbytes <= IN_MEMORY else H
+def _begun(
+    job: Job, out: Any, loss: Frobenius, overwrite: bool, every: int | None
+) -> tuple[Job, Kept | None, Result | None]:
+    """What is to be done at `out`: the job and where it is kept, or the result that is there."""
+    output = open_output(out, job.matrix.uri)
+    wanted = problem(job.matrix, job.options, loss, job.asked, job.start)
+    with job.threads():
+        found = take_up(output, job, wanted, overwrite)
+    if found.result is not None:
+        passes = found.result.history[-1].passes
+        return job, None, replace(found.result, resumed_from=passes)
+    if found.resume:
+        job = job.resumed(found.record)
+    needs = job.plan.output_bytes if found.resume else job.plan.disk_bytes
+    output = output.writable(job.scheduler.remote, needs)
+    with job.threads():
+        (here,) = compute(dask.delayed(arithmetic)())
+    record = {"arithmetic": here, **found.record}
+    if (there := record["arithmetic"]) != here:
+        text = (
+            f"the run at {output.uri} began with other arithmetic ({', '.join(there)}; here: "
+            f"{', '.join(here)}): it goes on, but its last bits may differ from those of an "
+            "uninterrupted run"
+        )
+        warnings.warn(text, UserWarning, stacklevel=3)
+    return job, Kept(output, Run(output.group, record, found.last, found.resume), every), None
 
 
-def _report(state: State, callback: Callback | None) -> bool:
-    """One log line per sweep, and the callback's answer."""
-    now = state.history[-1]
-    before = state.history[-2] if len(state.history) > 1 else None
-    seconds = now.seconds - (before.seconds if before else 0.0)
-    fell = f" d={now.error - before.error:+.1e}" if before else ""
-    logger.info(
-        "sweep %d pass %d error %.6g%s kkt %.1e %s",
-        now.sweep,
-        now.passes,
-        now.error,
-        fell,
-        now.kkt,
-        format_time(seconds),
-    )
-    return callback is not None and callback(now) is True
-
-
-def _not_converged(state: State, status: Status) -> str:
+def _not_converged(result: Result) -> str:
     fell = ""
-    if len(state.history) > 1:
-        before, last = state.history[-2].error, state.history[-1].error
+    if len(result.history) > 1:
+        before, last = result.history[-2].error, result.history[-1].error
         fell = f", and fell by {(before - last) / before:.1e} in the last sweep"
     return (
-        f"{status.value}: the error is {state.error:.6g}{fell}. Raise the limit, or tol, if "
-        "that is not good enough"
+        f"{result.status.value}: the error is {result.error:.6g}{fell}. Raise the limit, or tol, "
+        "if that is not good enough"
     )

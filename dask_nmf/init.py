@@ -1,16 +1,17 @@
 """Starts: W0 and H0 from (seed, shape, rank) and at most a few passes, never from the chunks."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Protocol
 
-import dask
 import dask.array as da
 import numpy as np
 
 from dask_nmf.blocks import FAN_IN, Grid
 from dask_nmf.io import open_matrix
 from dask_nmf.stream import from_rows, gram, matmul
-from dask_nmf.types import Array, DaskArray, Sums
+from dask_nmf.types import Array, DaskArray, Once, Sums, at_once
+from dask_nmf.watch import compute, hold
 
 _STREAM_ROWS = 4096  # one random stream per so many rows
 _OVERSAMPLE = 10  # directions more than asked for, which make the asked ones accurate
@@ -39,9 +40,18 @@ class Start(Protocol):
         ...
 
     def factors(
-        self, V: DaskArray, rank: int, sums: Sums, seed: int, transposed: bool = False
+        self,
+        V: DaskArray,
+        rank: int,
+        sums: Sums,
+        seed: int,
+        transposed: bool = False,
+        once: Once = at_once,
     ) -> tuple[DaskArray, Array]:
-        """W0 (m, k) with V's row blocks, lazy, and H0 (k, n); V.T's, if V is the transpose."""
+        """W0 (m, k) with V's row blocks, lazy, and H0 (k, n); V.T's, if V is the transpose.
+
+        What a pass over V gives is made by way of `once`: a call that resumes finds it.
+        """
         ...
 
 
@@ -89,7 +99,13 @@ class Random:
         return 0
 
     def factors(
-        self, V: DaskArray, rank: int, sums: Sums, seed: int, transposed: bool = False
+        self,
+        V: DaskArray,
+        rank: int,
+        sums: Sums,
+        seed: int,
+        transposed: bool = False,
+        once: Once = at_once,
     ) -> tuple[DaskArray, Array]:
         (m, n), scale = V.shape, float(np.sqrt(sums.total / V.size / rank))
         for_W, for_H = (_H, _W) if transposed else (_W, _H)
@@ -143,12 +159,18 @@ class NNDSVD:
         return rank + _OVERSAMPLE
 
     def factors(
-        self, V: DaskArray, rank: int, sums: Sums, seed: int, transposed: bool = False
+        self,
+        V: DaskArray,
+        rank: int,
+        sums: Sums,
+        seed: int,
+        transposed: bool = False,
+        once: Once = at_once,
     ) -> tuple[DaskArray, Array]:
-        U, singular, Rt = singular_triplets(V, rank, seed, self.power)
+        U, singular, Rt = singular_triplets(V, rank, seed, self.power, once=once)
         halves = [da.maximum(sign * U, 0) for sign in (1, -1)]
         U_squares = [(half**2).sum(axis=0, split_every=FAN_IN) for half in halves]
-        U_norms = np.sqrt(dask.compute(*U_squares))  # (2, k): of the positive, the negative parts
+        U_norms = np.sqrt(compute(*U_squares))  # (2, k): of the positive, the negative parts
         R_norms = np.array([np.linalg.norm(np.maximum(sign * Rt, 0), axis=1) for sign in (1, -1)])
         # Of each triplet keep the parts of that sign which carry more. With u+, r+ those,
         # sigma |u+| |r+| is their weight, half of which goes to either factor.
@@ -175,7 +197,12 @@ class NNDSVD:
 
 
 def singular_triplets(
-    V: DaskArray, rank: int, seed: int, power: int, oversample: int = _OVERSAMPLE
+    V: DaskArray,
+    rank: int,
+    seed: int,
+    power: int,
+    oversample: int = _OVERSAMPLE,
+    once: Once = at_once,
 ) -> tuple[DaskArray, Array, Array]:
     """U (m, k) as a dask array, singular values (k,) and right vectors (k, n) of V, leading first.
 
@@ -185,16 +212,21 @@ def singular_triplets(
     width = min(rank + oversample, m, n)
     sketch = NormalRows((n, width), 1.0, seed, _SKETCH, np.dtype(np.float64))
     Q = _orthonormal(sketch[:] - np.sqrt(2 / np.pi), V.dtype)
-    for _ in range(power):
-        (Z,) = dask.compute(matmul(matmul(V, Q).T, V))  # Q.T V.T V from one read
+    for i in range(power):
+        Z = once(f"nndsvd-{i + 1}", np.ndarray, partial(_refined, V, Q))
         Q = _orthonormal(Z.T, V.dtype)
     P = matmul(V, Q)
-    P, PtP = dask.persist(P, gram(P))
-    (PtP,) = dask.compute(PtP)
+    P, (PtP,) = hold(P, gram(P))
     squares, E = np.linalg.eigh(PtP)
     leading = np.argsort(squares)[::-1][:rank]
     singular, E = np.sqrt(np.maximum(squares[leading], 0)), E[:, leading]
     return matmul(P, E * _quotient(1.0, singular)), singular, E.T @ Q.T
+
+
+def _refined(V: DaskArray, Q: Array) -> Array:
+    """Q.T V.T V from one read."""
+    (Z,) = compute(matmul(matmul(V, Q).T, V))
+    return np.asarray(Z)
 
 
 def _orthonormal(Z: Array, dtype: np.dtype[Any]) -> Array:
@@ -232,15 +264,21 @@ class Given:
         return 0
 
     def factors(
-        self, V: DaskArray, rank: int, sums: Sums, seed: int, transposed: bool = False
+        self,
+        V: DaskArray,
+        rank: int,
+        sums: Sums,
+        seed: int,
+        transposed: bool = False,
+        once: Once = at_once,
     ) -> tuple[DaskArray, Array]:
-        names, matrices = ["W0", "H0"], [open_matrix(self.W), open_matrix(self.H)]
+        names, matrices = ["W0", "H0"], [open_matrix(x).unchecked for x in (self.W, self.H)]
         if transposed:
             names, matrices = ["H0", "W0"], [matrices[1].T, matrices[0].T]
         heights, widths = V.chunks[0], (V.shape[1],)
         W = matrices[0].blocks(Grid(heights, (rank,))).astype(V.dtype)
-        H = matrices[1].blocks(Grid((rank,), widths)).compute()
-        _check_values(names[0], *dask.compute(W.min(), W.sum(dtype=np.float64)))
+        H = compute(matrices[1].blocks(Grid((rank,), widths)))[0]
+        _check_values(names[0], *compute(W.min(), W.sum(dtype=np.float64)))
         return W, np.array(H, dtype=V.dtype, order="C")
 
 

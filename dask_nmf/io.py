@@ -35,6 +35,8 @@ class Matrix:
         Whether it is the source's transpose.
     kept : dask array, optional
         The first row blocks, which the workers keep decoded.
+    checked : bool
+        Whether an entry that is NaN, infinite or negative is an error wherever it is read.
     """
 
     source: Any
@@ -44,6 +46,12 @@ class Matrix:
     strict: bool = True
     transposed: bool = False
     kept: Any = None
+    checked: bool = True
+
+    @property
+    def unchecked(self) -> "Matrix":
+        """The same, whatever its entries."""
+        return replace(self, checked=False)
 
     @property
     def T(self) -> "Matrix":
@@ -77,10 +85,15 @@ class Matrix:
         dtype = dtype or working_dtype(self.dtype)
         if isinstance(self.source, da.Array):
             V = (self.source.T if self.transposed else self.source).rechunk(grid.chunks)
-            return V.map_blocks(_as_block, dtype, dtype=dtype, meta=np.empty((0, 0), dtype))
+            meta = np.empty((0, 0), dtype)
+            if not self.checked:
+                return V.map_blocks(_as_block, dtype, dtype=dtype, meta=meta)
+            return V.map_blocks(_as_checked_block, self.transposed, dtype=dtype, meta=meta)
         boxes: Any = Boxes(self.source, dtype)
         if isinstance(self.source, zarr.Array):
             boxes = Reader(self.source, dtype, self.strict)
+        if self.checked:
+            boxes = Checked(boxes)
         V = from_boxes(Transposed(boxes) if self.transposed else boxes, grid.chunks)
         if self.kept is None:
             return V
@@ -145,6 +158,64 @@ class Transposed:
     def __getitem__(self, index: Any) -> Array:
         block: Array = self.boxes[index[::-1]]
         return block.T
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Boxes whose entries are finite and non-negative: anything else is an error."""
+
+    boxes: Any
+    ndim = 2
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.boxes.shape)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        found: np.dtype[Any] = self.boxes.dtype
+        return found
+
+    def __getitem__(self, index: Any) -> Array:
+        block: Array = self.boxes[index]
+        corner = (index[0].start or 0, index[1].start or 0)
+        _check_entries(block, corner, getattr(self.boxes, "array", None))
+        return block
+
+
+def _check_entries(block: Array, corner: tuple[int, int], array: Any = None) -> None:
+    """Raise at the first entry of a block of V that is NaN, infinite or negative.
+
+    Read as unsigned integers these are larger than all other numbers: one look will do.
+    """
+    words = block.view(f"u{block.dtype.itemsize}")
+    if not words.size or words.max() < np.array(np.inf, block.dtype).view(words.dtype):
+        return
+    bad = ~(np.isfinite(block) & (block >= 0))
+    if not bad.any():  # negative zeros
+        return
+    inside = tuple(int(i[0]) for i in np.nonzero(bad))
+    place = corner[0] + inside[0], corner[1] + inside[1]
+    chunk = ""
+    if array is not None:
+        sizes = array.shards or array.chunks
+        key = array.metadata.encode_chunk_key(
+            tuple(i // size for i, size in zip(place, sizes, strict=True))
+        )
+        chunk = f" (chunk {key!r} of {array.store_path})"
+    raise ValueError(
+        f"V must be finite and non-negative, but row {place[0]}, column {place[1]} holds "
+        f"{block[inside]}{chunk}: mask, clip or drop such entries before factoring"
+    )
+
+
+def _as_checked_block(x: AnyArray, transposed: bool, block_info: Any = None) -> Array:
+    block = _as_block(x, working_dtype(x.dtype))
+    if block_info:
+        rows, columns = (start for start, _ in block_info[0]["array-location"])
+        whole = (block.T, (columns, rows)) if transposed else (block, (rows, columns))
+        _check_entries(*whole)
+    return block
 
 
 def _as_block(x: AnyArray, dtype: np.dtype[Any]) -> Array:

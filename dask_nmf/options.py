@@ -39,15 +39,15 @@ def check_options(
     if max_seconds is not None and not (_is_number(max_seconds) and max_seconds > 0):
         raise ValueError(f"max_seconds must be a positive number of seconds, got {max_seconds!r}")
     return Options(
-        rank=_int("rank", rank, 1),
+        rank=check_int("rank", rank, 1),
         tol=float(tol),
-        max_passes=_int(
+        max_passes=check_int(
             "max_passes", max_passes, least, f" (first pass, {start_passes} of the start, a sweep)"
         ),
         max_seconds=None if max_seconds is None else float(max_seconds),
         seed=_seed(seed),
         memory=None if memory is None else parse_memory(memory),
-        block_rows=None if block_rows is None else _int("block_rows", block_rows, 1),
+        block_rows=None if block_rows is None else check_int("block_rows", block_rows, 1),
     )
 
 
@@ -55,7 +55,8 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, Real)
 
 
-def _int(name: str, value: Any, least: int, why: str = "") -> int:
+def check_int(name: str, value: Any, least: int, why: str = "") -> int:
+    """The int, or an error that names it."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
         raise TypeError(f"{name} must be an int, got {value!r}")
     if value < least:
@@ -64,7 +65,7 @@ def _int(name: str, value: Any, least: int, why: str = "") -> int:
 
 
 def _seed(seed: Any) -> int:
-    checked = _int("seed", seed, 0)
+    checked = check_int("seed", seed, 0)
     if checked >= 2**64:
         raise ValueError(f"seed must be below 2**64, got {seed}")
     return checked

@@ -7,21 +7,23 @@ from dataclasses import dataclass, fields, replace
 from importlib.metadata import version
 from typing import Any
 
+import dask
 import dask.array as da
 import numpy as np
 import zarr
 from dask.utils import format_bytes
-from zarr.codecs import Crc32cCodec
 
-from dask_nmf.blocks import Grid, even
-from dask_nmf.io import absolute, check_apart, check_reachable, open_matrix
+from dask_nmf.blocks import even
+from dask_nmf.checkpoint import lazy
+from dask_nmf.commits import digest_of, new_array
+from dask_nmf.io import absolute, check_apart, check_reachable
 from dask_nmf.plans import Plan
+from dask_nmf.reader import Reader, absent
 from dask_nmf.result import Result
 from dask_nmf.stopping import Status
-from dask_nmf.types import DaskArray, SweepRecord
+from dask_nmf.types import SweepRecord
 
 _KEY = "dask_nmf"  # the attribute that marks a group as ours; its "state" is written last
-_GENERATIONS = "generations"
 _CHUNK_BYTES = 2**24
 IN_MEMORY = 2**28  # bytes up to which H is a numpy array also where it is the large factor
 _HISTORY = tuple(field.name for field in fields(SweepRecord) if field.name != "sweep")
@@ -29,75 +31,89 @@ _HISTORY = tuple(field.name for field in fields(SweepRecord) if field.name != "s
 
 @dataclass(frozen=True)
 class Output:
-    """A writable zarr group for one result."""
+    """The place for one result: a zarr group, made when it is first written to.
 
+    where : path, URL or zarr group. group : None if there is nothing yet.
+    """
+
+    where: Any
     group: Any
     uri: str
 
-    def generation(self, number: int, shape: tuple[int, int], rows: int, dtype: Any) -> Any:
-        """A new array for the large factor of sweep `number`, in chunks of its row blocks.
+    @property
+    def finished(self) -> dict[str, Any] | None:
+        """What is saved with a finished result."""
+        saved: Any = None if self.group is None else self.group.attrs.get(_KEY)
+        return saved if saved and saved["state"] == "finished" else None
 
-        Each sweep reads the last generation and writes a new one, so whatever is stopped midway
-        leaves the last one whole.
+    def writable(self, remote: bool, needs: int) -> "Output":
+        """The same with a group that can be written; a finished result in it stays.
+
+        needs : bytes that will be added.
         """
-        group = self.group.require_group(_GENERATIONS)
-        return _create(group, f"{number:06d}", shape, dtype, ("row", "component"), (rows, shape[1]))
+        check_space(self.where, needs)
+        try:
+            if self.group is None:
+                zarr.create_group(self.where, zarr_format=3)
+            # Not by the consolidated metadata: what is written next would not be in it.
+            given = isinstance(self.where, zarr.Group)
+            store, path = (self.where.store, self.where.path) if given else (self.where, None)
+            group = zarr.open_group(store, path=path, mode="r+", use_consolidated=False)
+            check_reachable("out", group.store, remote)
+            _check_writable(group)
+        except OSError as error:
+            raise type(error)(f"out: cannot write to {self.where}: {error}") from error
+        return replace(self, group=group)
 
-    def forget(self, number: int | None = None) -> None:
-        """Drop that generation, or all of them, if there are any."""
-        name = _GENERATIONS if number is None else f"{_GENERATIONS}/{number:06d}"
-        if name in self.group:
-            del self.group[name]
+    def write(self, result: Result, about: dict[str, Any]) -> Result:
+        """Write the result, its attributes last; what comes back reads W from the group.
 
-    def write(self, result: Result) -> Result:
-        """Write the result, its attributes last; what comes back reads W from the group."""
+        Chunks are written by this process, not by workers, of which one may be stopped and go on
+        much later. about : what the next call needs to know it again.
+        """
         self.group.update_attributes({_KEY: {"state": "writing"}})
         for name in list(self.group.array_keys()):
             del self.group[name]
-        W = _write_factor(self.group, "W", result.W, ("row", "component"))
-        H = _write_factor(self.group, "H", result.H, ("component", "column"))
+        with dask.config.set(scheduler="threads"):
+            W = _write_factor(self.group, "W", result.W, ("row", "component"))
+            H = _write_factor(self.group, "H", result.H, ("component", "column"))
         for name in _HISTORY:
             column = np.array([getattr(record, name) for record in result.history])
-            _create(self.group, name, column.shape, column.dtype, ("pass",))[:] = column
-        self.forget()
+            new_array(self.group, name, column.shape, column.dtype, ("pass",))[:] = column
         result = replace(result, W=lazy(W), H=_small(H), out=self.uri)
-        self.group.update_attributes({_KEY: _attributes(result)})
-        _consolidate(self.group)
+        attributes = _attributes(result) | about
+        attributes["digest"] = digest_of(attributes)
+        self.group.update_attributes({_KEY: attributes})
         return result
 
+    def close(self) -> None:
+        """One metadata document: xarray warns without, and remote opens are then one request."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Consolidated metadata", category=UserWarning)
+            zarr.consolidate_metadata(self.group.store, path=self.group.path)
 
-def open_output(out: Any, V_uri: str, overwrite: bool, remote: bool, needs: int = 0) -> Output:
-    """The group at `out`, made if there is none; nothing in it is changed yet.
 
-    `needs` are the bytes that the run will hold there at once.
+def open_output(out: Any, V_uri: str) -> Output:
+    """What is at `out`; nothing is made or changed.
 
     Raises
     ------
     FileExistsError
-        If `out` holds a finished result and not `overwrite`, or anything that is not ours.
+        If `out` holds anything that is not ours.
     ValueError, OSError
-        If `out` is V, cannot be written, or cannot be reached by the workers; or if its disk has
-        too little space.
+        If `out` is V, or cannot be read.
     """
     if not isinstance(out, (str, os.PathLike, zarr.Group)):
         raise TypeError(f"out must be a path, a URL or a zarr group, got {type(out).__name__}")
     out = out if isinstance(out, zarr.Group) else absolute(out)
     group = _find(out)
-    if group is not None:
-        _check_replaceable(group, overwrite)
+    if group is not None and group.attrs.get(_KEY) is None and not _is_empty(group):
+        raise FileExistsError(
+            f"out: {group.store_path} holds something that dask_nmf did not write: choose "
+            "another place, or delete it yourself"
+        )
     uri = check_apart(str(out.store_path) if isinstance(out, zarr.Group) else out, V_uri)
-    check_space(out, needs)
-    try:
-        if group is None:
-            zarr.create_group(out, zarr_format=3)
-        # Not by the consolidated metadata: what is written next would not be in it.
-        where = (out.store, out.path) if isinstance(out, zarr.Group) else (out, None)
-        group = zarr.open_group(where[0], path=where[1], mode="r+", use_consolidated=False)
-        check_reachable("out", group.store, remote)
-        _check_writable(group)
-    except OSError as error:
-        raise type(error)(f"out: cannot write to {out}: {error}") from error
-    return Output(group, uri)
+    return Output(out, group, uri)
 
 
 def open_result(out: Any) -> Result:
@@ -116,7 +132,32 @@ def open_result(out: Any) -> Result:
     saved: Any = group.attrs[_KEY]
     if saved["state"] != "finished":
         raise ValueError(f"the run that began at {out} has not finished: call factorize again")
-    columns = [group[name][:].tolist() for name in _HISTORY]
+    return load_result(group)
+
+
+def load_result(group: Any) -> Result:
+    """The finished result in a group of ours.
+
+    Raises
+    ------
+    ValueError
+        If its attributes, H, the history, or what is known of W are not what was written.
+    """
+    saved: Any = group.attrs[_KEY]
+    if digest_of({k: v for k, v in saved.items() if k != "digest"}) != saved.get("digest"):
+        raise ValueError(
+            f"the attributes of {group.store_path} are not those that were written: restore them, "
+            "or call factorize again with overwrite=True"
+        )
+    (m, n), k, dtype = saved["parameters"]["shape"], saved["rank"], saved["parameters"]["dtype"]
+    passes = (saved["sweeps"],)
+    shapes = {"W": (m, k), "H": (k, n)} | dict.fromkeys(_HISTORY, passes)
+    for name, shape in shapes.items():
+        if name not in group or group[name].shape != shape:
+            raise ValueError(f"{name} of {group.store_path} is gone, or is not of shape {shape}")
+    if {str(group[name].dtype) for name in ("W", "H")} != {dtype}:
+        raise ValueError(f"W and H of {group.store_path} are not of dtype {dtype}")
+    columns = [_column(group[name]) for name in _HISTORY]
     history = tuple(
         SweepRecord(sweep, **dict(zip(_HISTORY, row, strict=True)))
         for sweep, row in enumerate(zip(*columns, strict=True), start=1)
@@ -154,23 +195,12 @@ def _find(out: Any) -> Any:
     return found
 
 
-def _check_replaceable(group: Any, overwrite: bool) -> None:
-    saved = group.attrs.get(_KEY)
-    if saved is None:
-        if any(True for _ in group) or len(group.attrs):
-            raise FileExistsError(
-                f"out: {group.store_path} holds something that dask_nmf did not write: choose "
-                "another place, or delete it yourself"
-            )
-    elif saved["state"] == "finished" and not overwrite:
-        raise FileExistsError(
-            f"out: {group.store_path} holds a finished result (error {saved['error']:.6g}): pass "
-            "overwrite=True to replace it, or read it with dask_nmf.open_result"
-        )
+def _is_empty(group: Any) -> bool:
+    return not len(group.attrs) and not any(True for _ in group)
 
 
 def check_space(
-    out: Any, needs: int, what: str = "the factors, and a second generation of the large one, need"
+    out: Any, needs: int, what: str = "the factors, and two generations of the large one, need"
 ) -> None:
     """Refuse what cannot fit on the disk; nothing is known of other stores."""
     if isinstance(out, zarr.Group):
@@ -198,18 +228,6 @@ def _check_writable(group: Any) -> None:
 
 
 # ------------------------------------------------------------------------------------ writing
-def _create(group: Any, name: str, shape: Any, dtype: Any, dims: Any, chunks: Any = None) -> Any:
-    return group.create_array(
-        name,
-        shape=shape,
-        dtype=dtype,
-        chunks=chunks or shape,
-        dimension_names=dims,
-        compressors=[Crc32cCodec()],  # factors hardly compress; a flipped bit must be noticed
-        config={"write_empty_chunks": True},  # an absent chunk is damage, not zeros
-    )
-
-
 def _write_factor(group: Any, name: str, factor: Any, dims: Any) -> Any:
     """W or H in chunks of up to 16 MiB along its long side: whole blocks where they are even."""
     axis = dims.index("component") ^ 1
@@ -220,28 +238,26 @@ def _write_factor(group: Any, name: str, factor: Any, dims: Any) -> Any:
     regular = factor.chunks[axis] == even(size, block)
     step = min(max(1, most // block) * block if regular and block <= most else most, size)
     chunks = (step, k) if axis == 0 else (k, step)
-    array = _create(group, name, factor.shape, factor.dtype, dims, chunks)
+    array = new_array(group, name, factor.shape, factor.dtype, dims, chunks)
     # One task per chunk of the array: no two write the same one.
     factor = factor.rechunk({axis: even(size, step), 1 - axis: -1})
     da.store(factor, array, lock=False)
     return array
 
 
-def lazy(array: Any) -> DaskArray:
-    """A factor's array as a dask array of its chunks."""
-    chunks = [even(size, step) for size, step in zip(array.shape, array.chunks, strict=True)]
-    return open_matrix(array).blocks(Grid(chunks[0], chunks[1]))
-
-
 def _small(array: Any) -> Any:
-    return array[:] if array.nbytes <= IN_MEMORY else lazy(array)
+    if array.nbytes > IN_MEMORY:
+        return lazy(array)
+    rows, columns = array.shape
+    return Reader(array, array.dtype)[:rows, :columns]
 
 
-def _consolidate(group: Any) -> None:
-    """One metadata document: xarray warns without, and remote opens are then one request."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Consolidated metadata", category=UserWarning)
-        zarr.consolidate_metadata(group.store, path=group.path)
+def _column(array: Any) -> list[Any]:
+    """A column of the history; an absent chunk is damage, not zeros."""
+    if array.nchunks_initialized < array.nchunks:
+        raise ValueError(absent("c/0", array.store_path))
+    values: list[Any] = array[:].tolist()
+    return values
 
 
 def _attributes(result: Result) -> dict[str, Any]:
@@ -252,6 +268,8 @@ def _attributes(result: Result) -> dict[str, Any]:
         "why": result.status.value,
         "error": result.error,
         "dead_components": result.dead,
+        "rank": int(result.H.shape[0]),
+        "sweeps": len(result.history),
         "parameters": result.parameters,
         "plan": result.plan.to_json() if result.plan else None,
     }

@@ -10,6 +10,7 @@ from typing import Any
 
 import dask
 import numpy as np
+from dask.utils import format_bytes
 
 from dask_nmf.advice import advise
 from dask_nmf.blas import one_blas_thread
@@ -24,6 +25,7 @@ from dask_nmf.scheduler import Scheduler, active_scheduler
 from dask_nmf.solvers import HALS, LookAhead, Solver, make_solver
 from dask_nmf.survey import geometry, storage
 from dask_nmf.types import working_dtype
+from dask_nmf.watch import release
 
 _SPARE = 0.9  # of the memory limit: what is kept of V beside the pass itself stays below
 
@@ -35,16 +37,44 @@ class Job:
     matrix: Matrix
     options: Options
     start: Start
+    asked: Solver
     solver: Solver
     scheduler: Scheduler
     plan: Plan
 
-    def streamed(self) -> Matrix:
+    def resumed(self, begun: dict[str, Any]) -> "Job":
+        """The job on the blocks of the plan that the run began with, which its bits depend on.
+
+        Raises
+        ------
+        ValueError
+            If they do not fit into the memory there is now.
+        """
+        was, solver, out = Plan.from_json(begun["plan"]), self.asked, True
+        if isinstance(solver, LookAhead):
+            solver = replace(solver, model=begun["model"])
+        if was.grid == self.plan.grid and solver == self.solver:
+            return self
+        parts = self.matrix, self.options, self.scheduler, self.start
+        plan = make_plan(*parts, out, solver, was.grid)
+        return replace(self, solver=solver, plan=plan)
+
+    @property
+    def side(self) -> Matrix:
+        """V or V.T."""
+        return self.matrix.T if self.plan.transposed else self.matrix
+
+    @contextmanager
+    def streamed(self) -> Iterator[Matrix]:
         """V or V.T, with what stays in the workers' memory brought there: at most one read."""
-        matrix, grid = self.matrix.T if self.plan.transposed else self.matrix, self.plan.grid
+        matrix, grid = self.side, self.plan.grid
         if self.scheduler.remote:
             matrix = matrix.held_by_workers(grid)
-        return matrix.keep(grid, self.plan.kept_blocks)
+        matrix = matrix.keep(grid, self.plan.kept_blocks)
+        try:
+            yield matrix
+        finally:
+            release(matrix.kept, matrix.source if self.matrix.in_memory else None)
 
     @contextmanager
     def threads(self) -> Iterator[None]:
@@ -147,6 +177,7 @@ def prepare(
     start.check(matrix.shape, options.rank)
     scheduler = active_scheduler()
     check_reachable("V", getattr(matrix.source, "store", None), scheduler.remote)
+    asked = solver
     found, solver = _plan_with_model(matrix, options, scheduler, start, solver, out is not None)
     if found.reads_per_sweep > 1 and start.width(options.rank):
         raise ValueError(
@@ -159,7 +190,7 @@ def prepare(
             f"max_passes must be at least {least} for this plan ({found.passes_before} before the "
             f"first sweep, {found.reads_per_sweep} in each), got {options.max_passes}"
         )
-    return Job(matrix, options, start, solver, scheduler, found)
+    return Job(matrix, options, start, asked, solver, scheduler, found)
 
 
 def _plan_with_model(
@@ -195,8 +226,11 @@ def make_plan(
     start: Start,
     out: bool,
     solver: Solver,
+    grid: Grid | None = None,
 ) -> Plan:
-    """The plan of a run; V is not read beyond its metadata and the sizes of some chunks.
+    """The plan of a run, on that grid if it is given.
+
+    V is not read beyond its metadata and the sizes of some chunks.
 
     Raises
     ------
@@ -213,7 +247,10 @@ def make_plan(
         start_width=start.width(options.rank),
         model=isinstance(solver, LookAhead) and solver.model,
     )
-    used, grid = _within(found, memory, options.block_rows, scheduler.flexible)
+    if grid is None:
+        used, grid = _within(found, memory, options.block_rows, scheduler.flexible)
+    else:
+        used = _holding(grid, found, memory, scheduler.flexible)
     side = used.T if grid.transposed else used
     rows, columns = grid.heights[0], grid.widths[0]
     parts = side.parts(rows, columns)
@@ -248,7 +285,7 @@ def make_plan(
         kept_blocks=kept,
         large_factor="out" if out else "memory",
         output_bytes=tall + wide,
-        disk_bytes=2 * tall + wide if out else 0,
+        disk_bytes=3 * tall + wide if out else 0,
     )
     return replace(plan, advice=tuple(advise(plan, found, matrix, os.cpu_count() or 1)))
 
@@ -298,6 +335,23 @@ def _within(
         assert refused is not None
         raise refused
     return tiled
+
+
+def _holding(grid: Grid, found: Geometry, memory: int | None, flexible: bool) -> Geometry:
+    """With as many threads as those blocks leave room for."""
+    threads, peak = found.threads, 0
+    while threads:
+        used = replace(found, threads=threads)
+        side = used.T if grid.transposed else used
+        peak = side.peak_bytes(grid.heights[0], grid.widths[0])
+        if memory is None or peak <= memory:
+            return used
+        threads = threads // 2 if flexible else 0
+    raise ValueError(
+        f"memory={format_bytes(memory or 0)} is too small to go on with the run at out: its blocks "
+        f"of {grid.heights[0]:,} x {grid.widths[0]:,} need {format_bytes(peak)} per process. Raise "
+        "memory= to it, or pass overwrite=True to begin anew in smaller blocks"
+    )
 
 
 def _kept_blocks(matrix: Matrix, side: Geometry, grid: Grid, memory: int | None, peak: int) -> int:

@@ -8,6 +8,7 @@ that it cannot decode are read by zarr itself.
 import asyncio
 import mmap
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,6 +27,7 @@ from zarr.core.codec_pipeline import BatchedCodecPipeline
 from zarr.core.sync import sync  # zarr's own event loop: remote file systems are bound to it
 from zarr.storage import LocalStore, StorePath, WrapperStore
 
+from dask_nmf.retrying import insist
 from dask_nmf.types import Array
 
 Span = tuple[int, int]
@@ -33,6 +35,7 @@ Span = tuple[int, int]
 _OWN_PAGES = 2**20  # from here on a block gets pages of its own, given back when it is dropped
 _MAPPED_BYTES = 2**22  # smaller files are read: that is faster than to map them
 _ABSENT = 2**64 - 1  # in the index of a shard
+_SECOND_LOOK = 0.2  # seconds
 _METADATA = ("zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata")
 
 
@@ -99,8 +102,11 @@ class Reader:
             top, left = i * height, j * width
             into = block.hole(top, left, layout.chunk) if plain and block else None
             payload = fetch(key, into)
-            if payload is None and self.strict:
-                raise ValueError(absent(key, self.array.store))
+            if payload is None and self.strict:  # a network's file system may be late by a moment
+                time.sleep(_SECOND_LOOK)
+                payload = self._fetcher([key])(key, into)
+                if payload is None:
+                    raise ValueError(absent(key, self.array.store_path))
             try:
                 if payload is not None and block is None:
                     chunk = _view(payload, layout)[rows[0] - top : rows[1] - top]
@@ -153,7 +159,8 @@ class Reader:
             places = (self.array.store_path / key for key in keys)
             return await asyncio.gather(*(place.get(prototype) for place in places))
 
-        found = dict(zip(keys, sync(get_all()), strict=True))
+        read = insist(lambda: sync(get_all()), f"reading {self.array.store_path}")
+        found = dict(zip(keys, read, strict=True))
         return lambda key, _: None if (x := found[key]) is None else memoryview(x.as_numpy_array())
 
     def _read_by_zarr(self, rows: Span, columns: Span) -> Array:
@@ -164,7 +171,7 @@ class Reader:
             for number in product(_over(rows, height), _over(columns, width)):
                 key = array.metadata.encode_chunk_key(number)
                 if not os.path.exists(os.path.join(store.root, array.path, key)):
-                    raise ValueError(absent(key, store))
+                    raise ValueError(absent(key, self.array.store_path))
         elif self.strict:
             path = StorePath(_Strict(store), array.store_path.path)
             array = zarr.Array(zarr.AsyncArray(metadata=array.metadata, store_path=path))
@@ -312,7 +319,7 @@ def stored_share(array: zarr.Array[Any], samples: int = 64) -> tuple[float, floa
 
 def absent(key: str, store: Any) -> str:
     return (
-        f"chunk {key!r} of V is not in {store}: it would read as zeros. Restore it, or pass "
+        f"chunk {key!r} is not in {store}: it would read as zeros. Restore it, or pass "
         "missing='zero' if V's writer left out chunks of zeros"
     )
 

@@ -216,7 +216,7 @@ def _checked(chunks: Any, shape: Pair) -> Pair:
 def _transfer(matrix: Matrix, target: Any, step: Step) -> None:
     """Copy the boxes of which chunks are not there yet: one task reads, the next one writes."""
     (m, n), (high, wide) = matrix.shape, step.box
-    V = matrix.blocks(Grid(even(m, high), even(n, wide)), matrix.dtype)
+    V = matrix.unchecked.blocks(Grid(even(m, high), even(n, wide)), matrix.dtype)
     there, (rows, columns) = _stored(target), step.chunks
     blocks, tasks = V.to_delayed(), []
     for i, j in np.ndindex(V.numblocks):

@@ -30,6 +30,8 @@ class Result:
         Where the results lie.
     plan : Plan
         What the run did with V.
+    resumed_from : int or None
+        Passes over V that earlier calls had made, when this call went on from them.
     """
 
     W: DaskArray
@@ -40,6 +42,7 @@ class Result:
     dead: int = 0
     out: str | None = None
     plan: Plan | None = None
+    resumed_from: int | None = None
 
     @property
     def error(self) -> float:
@@ -59,6 +62,7 @@ class Result:
             "seconds": last.seconds,
             "bytes_read": last.bytes_read,
             "dead_components": self.dead,
+            "resumed_from": self.resumed_from,
             "out": self.out,
             "rows": self.parameters["shape"][0],
             "columns": self.parameters["shape"][1],

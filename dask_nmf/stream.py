@@ -12,7 +12,6 @@ block is then held by at most three tasks in a row: V_b; W_b from V_b @ H.T; W_b
 from collections.abc import Sequence
 from typing import Any
 
-import dask
 import dask.array as da
 import numpy as np
 
@@ -30,7 +29,8 @@ from dask_nmf.tasks import (
     product,
     write_rows,
 )
-from dask_nmf.types import AnyArray, Array, DaskArray, Products, Seen, Sketch, Sums
+from dask_nmf.types import AnyArray, Array, DaskArray, FirstPass, Products, Seen, Sketch, Sums
+from dask_nmf.watch import compute, hold
 
 
 # ------------------------------------------------------------------ products of dask arrays
@@ -179,7 +179,7 @@ def sweep(
     collected: list[Any] = [numer, W] if collect else []
     if again is not None:  # W first: held, or written and then read
         W, (WtW, *collected) = _done(W, target, gram(W), *collected)
-        (over_V,) = dask.compute(_over(again, W, H, residual))
+        (over_V,) = compute(_over(again, W, H, residual))
     else:  # one graph: each block of V is read once
         W, (over_V, WtW, *collected) = _done(
             W, target, _over(V, W, H, residual), gram(W), *collected
@@ -212,58 +212,49 @@ def _over(V: DaskArray, W: DaskArray, H: Array, residual: bool) -> DaskArray:
 def _done(W: DaskArray, target: Any, *sums: DaskArray) -> tuple[DaskArray, tuple[Array, ...]]:
     """W, held by the workers or to be read from the target, and the sums, from one compute."""
     if target is None:
-        W, *held = dask.persist(W, *sums)
-        return W, dask.compute(*held)
-    return from_rows(Reader(target, W.dtype), W.chunks[0]), dask.compute(*sums)
+        return hold(W, *sums)
+    return from_rows(Reader(target, W.dtype), W.chunks[0]), compute(*sums)
 
 
 def products(V: DaskArray, W: DaskArray) -> Products:
     """W.T @ V and W.T @ W: one pass."""
-    WtV, WtW = dask.compute(matmul(W.T, V), gram(W))
+    WtV, WtW = compute(matmul(W.T, V), gram(W))
     return Products(WtV=WtV, WtW=WtW)
 
 
 def squared_residual(V: DaskArray, W: DaskArray, H: Array) -> float:
     """||V - W @ H||^2 in float64, block by block: one pass."""
-    (over_V,) = dask.compute(_residual_products(V, W, H))
+    (over_V,) = compute(_residual_products(V, W, H))
     return float(over_V[-1].sum())
 
 
-def first_pass(
-    V: DaskArray, transposed: bool = False, G: Array | None = None, rows: Array | None = None
-) -> tuple[Sums, Sketch | None]:
-    """Check every entry of V, and sum; with G (n, l), sketch V or those rows of it: one pass.
+def first_pass(V: DaskArray, G: Array | None = None, rows: Array | None = None) -> FirstPass:
+    """Sum V; with G (n, l), sketch V or those rows of it: one pass.
 
     Raises
     ------
     ValueError
-        At the first entry found that is NaN, infinite or negative, naming its place, or when
-        V's squares overflow.
+        When V's squares overflow.
     """
     sizes = tuple((size,) * blocks for size, blocks in zip((1, 3), V.numblocks, strict=True))
     found = V.map_blocks(
-        inspect,
-        transposed,
-        dtype=np.float64,
-        chunks=sizes,
-        meta=np.empty((0, 0)),
-        token="nmf-inspect",
+        inspect, dtype=np.float64, chunks=sizes, meta=np.empty((0, 0)), token="nmf-inspect"
     )
     sketched: tuple[DaskArray, ...] = ()
     if G is not None:
         V_s = take_rows(V, rows)
         Y = matmul(V_s, G)
         sketched = Y, matmul(Y.T, V_s)
-    found, *sketched_ = dask.compute(found, *sketched)
+    found, *sketched_ = compute(found, *sketched)
     found = found.reshape(-1, 3)
     with np.errstate(over="ignore"):
         total, squares = found[:, 0].sum(), found[:, 1].sum()
     sums = Sums(float(total), float(squares), float(found[:, 2].max()))
     _check_range(sums, V.dtype)
     if G is None:
-        return sums, None
+        return FirstPass(sums)
     Y, YtV = (x.astype(np.float64) for x in sketched_)
-    return sums, Sketch(rows, len(Y) / V.shape[0], Y, YtV)
+    return FirstPass(sums, Sketch(rows, len(Y) / V.shape[0], Y, YtV))
 
 
 def _check_range(sums: Sums, dtype: np.dtype[Any]) -> None:

@@ -7,13 +7,13 @@ import dask.array as da
 import numpy as np
 
 from dask_nmf.blocks import Grid
+from dask_nmf.checkpoint import Run
 from dask_nmf.descent import after, extrapolate
 from dask_nmf.init import Start
 from dask_nmf.io import Matrix
 from dask_nmf.losses import Frobenius, cancellation, relative
 from dask_nmf.model import directions, first_trust, look_ahead, look_from_start, sample_rows
 from dask_nmf.options import Options
-from dask_nmf.output import Output
 from dask_nmf.plans import Plan
 from dask_nmf.solvers import LookAhead, Solver
 from dask_nmf.stream import first_pass, products, squared_residual, sweep
@@ -21,6 +21,8 @@ from dask_nmf.types import (
     Ahead,
     Array,
     DaskArray,
+    FirstPass,
+    Once,
     Products,
     Sketch,
     State,
@@ -30,29 +32,39 @@ from dask_nmf.types import (
 )
 
 
+def look_first(matrix: Matrix, plan: Plan, options: Options, solver: Solver) -> FirstPass:
+    """The first pass: V's sums, and a sketch of it where "auto" makes a model of that."""
+    V, G, rows = matrix.blocks(plan.grid), None, None
+    if isinstance(solver, LookAhead) and solver.model:
+        G = directions(V.shape[1], options.rank, options.seed, V.dtype)
+        rows = sample_rows(V.shape[0], options.rank, options.seed)
+    return first_pass(V, G, rows)
+
+
 def begin(
-    matrix: Matrix, plan: Plan, options: Options, start: Start, solver: Solver
-) -> tuple[State, Sums]:
-    """The first pass, the start, and where that leads on a sketch of V.
+    matrix: Matrix,
+    plan: Plan,
+    options: Options,
+    start: Start,
+    solver: Solver,
+    first: FirstPass,
+    once: Once,
+) -> State:
+    """The start, and where that leads on a sketch of V.
 
     On the transpose W is V's H: MU and HALS first need its half-step for H, from a pass.
     """
-    looks = solver if isinstance(solver, LookAhead) else None
-    V, G, rows = matrix.blocks(plan.grid), None, None
-    if looks and looks.model:
-        G = directions(V.shape[1], options.rank, options.seed, V.dtype)
-        rows = sample_rows(V.shape[0], options.rank, options.seed)
-    sums, sketch = first_pass(V, plan.transposed, G, rows)
-    V = matrix.blocks(plan.grid)
-    W, H = start.factors(V, options.rank, sums, options.seed, plan.transposed)
+    V, sums, sketch = matrix.blocks(plan.grid), first.sums, first.sketch
+    W, H = start.factors(V, options.rank, sums, options.seed, plan.transposed, once)
     state = State(W, H, passes=plan.passes_before)
-    if looks:
-        state = replace(state, ahead=Ahead(first_trust(sketch, looks.steps), sketch))
+    if isinstance(solver, LookAhead):
+        state = replace(state, ahead=Ahead(first_trust(sketch, solver.steps), sketch))
         if sketch is not None and start.blind:
             state = _moved(state, sketch, *look_from_start(sketch, H, sums, options.seed))
     elif plan.transposed:
-        state = replace(state, products=products(matrix.blocks(plan.grid), W))
-    return state, sums
+        made = once("products", Products, lambda: products(matrix.blocks(plan.grid), W))
+        state = replace(state, products=made)
+    return state
 
 
 def next_sweep(
@@ -62,7 +74,7 @@ def next_sweep(
     loss: Frobenius,
     solver: Solver,
     sums: Sums,
-    output: Output | None,
+    run: Run | None,
     began: float,
 ) -> State:
     """One sweep: W row block by row block, then H from the sums over the blocks.
@@ -75,10 +87,9 @@ def next_sweep(
     number = len(state.history) + 1
     W, old = _next_point(state, solver, sums)
     ahead = state.ahead
-    target = None
-    if output is not None:
-        (m, k), rows = state.W.shape, max(grid.heights)
-        target = output.generation(number, (m, k), rows, state.W.dtype)
+    name, target = "", None
+    if run is not None:
+        name, target = run.new_W(number, state.W.shape, max(grid.heights), state.W.dtype)
     W, seen = sweep(
         matrix.blocks(grid),
         W,
@@ -116,7 +127,7 @@ def next_sweep(
         history=(*state.history, record),
         dead=int(np.sum((np.diag(made.WtW) == 0) | ~H.any(axis=1))),
         products=made if state.products else None,
-        generation=number,
+        generation=name,
     )
     better = error <= state.error
     if ahead is not None:
@@ -125,8 +136,6 @@ def next_sweep(
             found = _dropped(state, found)
         seen_, before = (seen, state.H) if better else (None, None)
         found = replace(found, ahead=Ahead(trust, ahead.sketch, seen_, before))
-    if output is not None:
-        output.forget(number if found.generation != number else state.generation)
     return found
 
 

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from dask_nmf.blas import single_threaded
+from dask_nmf.retrying import insist
 from dask_nmf.solvers import Solver
 from dask_nmf.types import AnyArray, Array
 
@@ -74,24 +75,12 @@ def chosen_rows(X_b: Array, rows: Array, block_info: Any = None) -> Array:
 def write_rows(W_b: Array, target: Any, block_info: Any = None) -> Array:
     """W_b, once its rows are in the target: whole chunks of it, so no two tasks write one."""
     start, stop = block_info[0]["array-location"][0]
-    target[start:stop] = W_b
+    insist(lambda: target.__setitem__(slice(start, stop), W_b), f"writing to {target.store_path}")
     return W_b
 
 
-def inspect(V_b: Array, transposed: bool, block_info: Any = None) -> Array:
-    """[[sum, sum of squares, max]] of a block in float64; raises at a bad entry."""
-    low, high = V_b.min(), V_b.max()  # both are NaN if any entry is
-    if not (low >= 0 and np.isfinite(high)):
-        bad = ~(np.isfinite(V_b) & (V_b >= 0))
-        inside = tuple(int(i[0]) for i in np.nonzero(bad))
-        corner = [start for start, _ in block_info[0]["array-location"]] if block_info else (0, 0)
-        row, column = (a + b for a, b in zip(corner, inside, strict=True))
-        if transposed:
-            row, column = column, row
-        raise ValueError(
-            f"V must be finite and non-negative, but row {row}, column {column} holds "
-            f"{V_b[inside]}: mask, clip or drop such entries before factoring"
-        )
+def inspect(V_b: Array) -> Array:
+    """[[sum, sum of squares, max]] of a block in float64; its entries were checked when read."""
     rows = max(1, _SLAB_BYTES // (8 * V_b.shape[1]))
     total = squares = 0.0
     with np.errstate(over="ignore"):
@@ -99,4 +88,4 @@ def inspect(V_b: Array, transposed: bool, block_info: Any = None) -> Array:
             slab = V_b[start : start + rows].astype(np.float64)
             total += float(slab.sum())
             squares += float(np.einsum("ij,ij->", slab, slab))
-    return np.array([[total, squares, high]], dtype=np.float64)
+    return np.array([[total, squares, V_b.max()]], dtype=np.float64)

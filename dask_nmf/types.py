@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,20 @@ DaskArray = Any
 
 AnyArray = Any
 """Either of the two: the half-steps take both."""
+
+
+T = TypeVar("T")
+
+
+class Once(Protocol):
+    """Gives what `make` makes; where a run is kept, what an earlier call has made of that name."""
+
+    def __call__(self, name: str, kind: type[T], make: Callable[[], T], /) -> T: ...
+
+
+def at_once(_name: str, _kind: type[T], make: Callable[[], T]) -> T:
+    """`make`, where nothing is kept."""
+    return make()
 
 
 class ConvergenceWarning(UserWarning):
@@ -108,6 +122,14 @@ class Sketch:
 
 
 @dataclass(frozen=True)
+class FirstPass:
+    """What the first pass leaves: the sums, and the sketch where a model is made of it."""
+
+    sums: Sums
+    sketch: Sketch | None = None
+
+
+@dataclass(frozen=True)
 class Seen:
     """What one pass, made at H, leaves for the model.
 
@@ -160,7 +182,8 @@ class State:
     W : dask array (m, k), row blocks like V's, in the workers' memory or in a store.
     H : (k, n) array of the same dtype. dead : components that have become zero.
     products : of the W at hand, where the sweeps begin with H (on the transpose).
-    generation : number of the sweep that made W. ahead : None for solvers that do not look ahead.
+    generation : name of W in the store, "" where it is not stored.
+    ahead : None for solvers that do not look ahead.
     """
 
     W: DaskArray
@@ -169,7 +192,7 @@ class State:
     history: tuple[SweepRecord, ...] = ()
     dead: int = 0
     products: Products | None = None
-    generation: int = 0
+    generation: str = ""
     ahead: Ahead | None = None
 
     @property

@@ -164,7 +164,7 @@ def test_a_missing_chunk_is_not_zeros(tmp_path: Path, scheduler: str, in_shards:
     zarr.create_array(tmp_path / "V.zarr", data=V, chunks=(10, 6), shards=shards)
     chunk = tmp_path / "V.zarr" / "c" / "1" / "0"
     chunk.unlink()
-    with pytest.raises(ValueError, match="chunk '.*c/1/0' of V is not in .*missing='zero'"):
+    with pytest.raises(ValueError, match="chunk '.*c/1/0' is not in .*missing='zero'"):
         dask_nmf.factorize(tmp_path / "V.zarr", 2)
     holes = V.copy()
     holes[slice(20, 40) if in_shards else slice(10, 20), : 12 if in_shards else 6] = 0
@@ -179,7 +179,7 @@ def test_a_chunk_that_vanishes_in_mid_run(tmp_path: Path, nothing_kept: None) ->
     def remove(record: dask_nmf.SweepRecord) -> None:
         (tmp_path / "V.zarr" / "c" / "3" / "0").unlink(missing_ok=True)
 
-    with pytest.raises(ValueError, match="chunk 'c/3/0' of V is not in"):
+    with pytest.raises(ValueError, match="chunk 'c/3/0' is not in"):
         dask_nmf.factorize(tmp_path / "V.zarr", 2, callback=remove, tol=0)
 
 
@@ -192,7 +192,7 @@ def test_a_chunk_that_changes_to_nonsense_in_mid_run(
     def spoil(record: dask_nmf.SweepRecord) -> None:
         X[15] = np.nan
 
-    with pytest.raises(ValueError, match="error of sweep 2 is nan: V was finite"):
+    with pytest.raises(ValueError, match=r"row 15, column 0 holds nan \(chunk 'c/1/0' of"):
         dask_nmf.factorize(tmp_path / "V.zarr", 2, callback=spoil, tol=0, solver=solver)
 
 
@@ -200,7 +200,7 @@ def test_zarr_version_2(tmp_path: Path) -> None:
     zarr.create_array(tmp_path / "V.zarr", data=V, chunks=(10, 6), zarr_format=2)
     assert dask_nmf.factorize(tmp_path / "V.zarr", 2).H.shape == (2, 12)
     (tmp_path / "V.zarr" / "3.1").unlink()
-    with pytest.raises(ValueError, match=r"chunk '3\.1' of V is not in"):
+    with pytest.raises(ValueError, match=r"chunk '3\.1' is not in"):
         dask_nmf.factorize(tmp_path / "V.zarr", 2)
 
 

@@ -17,7 +17,7 @@ from tests.conftest import Array, low_rank
 
 def _factors(start: Any, V: Array, rank: int, rows: int, seed: int = 0) -> tuple[Array, Array]:
     blocks = da.from_array(V, chunks=(rows, -1))
-    W, H = start.factors(blocks, rank, first_pass(blocks)[0], seed)
+    W, H = start.factors(blocks, rank, first_pass(blocks).sums, seed)
     assert W.chunks[0] == blocks.chunks[0]
     return W.compute(), H
 

@@ -392,7 +392,8 @@ def test_the_first_pass_sketches_any_chunks() -> None:
     V = low_rank(60, 20, 3)
     rows, G = np.array([0, 1, 17, 59]), model.directions(20, 3, 0, V.dtype)
     for chunks in ((60, 20), (7, 20), (13, 6)):
-        sums, sketch = stream.first_pass(da.from_array(V, chunks=chunks), G=G, rows=rows)
+        found = stream.first_pass(da.from_array(V, chunks=chunks), G=G, rows=rows)
+        sums, sketch = found.sums, found.sketch
         assert sketch is not None
         assert sums.squares == pytest.approx((V**2).sum())
         np.testing.assert_allclose(sketch.Y, V[rows] @ G)

@@ -139,7 +139,7 @@ def scikit_minibatch(path: str, V: Array, named: Named, seed: int) -> Trace:
 def random_start(V: Array, rank: int, seed: int) -> tuple[Array, Array]:
     """The library's."""
     X = open_matrix(V).blocks(Grid((len(V),), (V.shape[1],)))
-    W, H = Random().factors(X, rank, first_pass(X)[0], seed)
+    W, H = Random().factors(X, rank, first_pass(X).sums, seed)
     return np.array(W.compute()), np.array(H)
 
 

@@ -1,0 +1,142 @@
+"""Objects in a zarr store that are written once: create-only, checksummed, valid zarr nodes.
+
+A document is a zarr group whose attributes hold the text, and its digest. A bundle is a zarr array
+of bytes, those of a numpy .npz, with a checksum. So whatever opens the store as zarr may go on.
+"""
+
+import hashlib
+import io
+import json
+from functools import partial
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+import zarr
+from zarr.abc.store import Store
+from zarr.buffer import default_buffer_prototype
+from zarr.codecs import Crc32cCodec
+from zarr.core.sync import sync  # zarr's own event loop: remote file systems are bound to it
+from zarr.storage import FsspecStore, StorePath, WrapperStore
+
+from dask_nmf.reader import Reader
+from dask_nmf.retrying import insist
+from dask_nmf.types import Array
+
+_NODE = "zarr.json"
+
+
+class Damaged(ValueError):
+    """What lies there is not what was written."""
+
+
+# ------------------------------------------------------------------------------- documents
+def create(place: StorePath, content: dict[str, Any]) -> bool:
+    """Make the document there, unless one exists; whether this call made it.
+
+    The content must be unlike any other call's: after an answer that was lost on the way, reading
+    back is what tells whose it is.
+    """
+    body = _document(content)
+    path = place / _NODE
+    try:
+        insist(lambda: sync(_create_only(path.store, path.path, body)), f"creating {place}")
+    except FileExistsError:
+        return False
+    return bool(_bytes(path) == body)
+
+
+async def _create_only(store: Store, key: str, body: bytes) -> None:
+    """Conditional on that there is nothing; not every store says that there was something."""
+    while isinstance(store, WrapperStore):
+        store = store._store
+    if isinstance(store, FsspecStore):  # which has not implemented it: s3fs sends If-None-Match
+        await store.fs._pipe_file(f"{store.path}/{key}".lstrip("/"), body, mode="create")
+        return
+    await store.set_if_not_exists(key, default_buffer_prototype().buffer.from_bytes(body))
+
+
+def read(place: StorePath) -> dict[str, Any] | None:
+    """The document there; None if there is none.
+
+    Raises
+    ------
+    Damaged
+        If its digest is wrong.
+    """
+    body = _bytes(place / _NODE)
+    if body is None:
+        return None
+    try:
+        content = json.loads(body)["attributes"]
+        digest = content.pop("digest")
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise Damaged(f"{place} is damaged: {error!r}") from None
+    if not isinstance(content, dict) or digest != digest_of(content):
+        raise Damaged(f"{place} is damaged: its digest is wrong")
+    return content
+
+
+def _document(content: dict[str, Any]) -> bytes:
+    attributes = {**content, "digest": digest_of(content)}
+    node = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
+    return json.dumps(node, indent=1).encode()
+
+
+def digest_of(content: Any) -> str:
+    """SHA-256 of plain JSON types, in whatever order their keys come."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _bytes(path: StorePath) -> bytes | None:
+    found = insist(lambda: sync(path.get(default_buffer_prototype())), f"reading {path}")
+    return None if found is None else bytes(found.to_bytes())
+
+
+# --------------------------------------------------------------------------------- bundles
+def put(group: Any, name: str, arrays: dict[str, Any]) -> str:
+    """Store arrays and numbers under a name; the digest of their bytes."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    body = np.frombuffer(buffer.getbuffer(), np.uint8)[np.newaxis]
+    array = new_array(group, name, body.shape, body.dtype, None)
+    insist(lambda: array.__setitem__(slice(None), body), f"writing {array.store_path}")
+    return hashlib.sha256(body.data).hexdigest()
+
+
+def get(group: Any, name: str, digest: str | None = None) -> dict[str, Array]:
+    """Those arrays.
+
+    Raises
+    ------
+    Damaged
+        If they are not there, or not what was stored.
+    """
+    try:
+        found = Reader(zarr.open_array(group.store, path=f"{group.path}/{name}", mode="r"), _U1)
+        body = found[:, :]
+        if digest is not None and hashlib.sha256(body.data).hexdigest() != digest:
+            raise ValueError("its digest is wrong")
+        with np.load(io.BytesIO(body.tobytes()), allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (ValueError, KeyError, EOFError, FileNotFoundError, BadZipFile) as error:
+        raise Damaged(f"{group.store_path}/{name} is damaged or gone: {error}") from error
+
+
+_U1 = np.dtype(np.uint8)
+
+
+def new_array(group: Any, name: str, shape: Any, dtype: Any, dims: Any, chunks: Any = None) -> Any:
+    """An array with a checksum in each chunk, all of which are stored."""
+    make = partial(
+        group.create_array,
+        name,
+        shape=shape,
+        dtype=dtype,
+        chunks=chunks or shape,
+        dimension_names=dims,
+        compressors=[Crc32cCodec()],  # factors hardly compress; a flipped bit must be noticed
+        config={"write_empty_chunks": True},  # an absent chunk is damage, not zeros
+        overwrite=True,
+    )
+    return insist(make, f"creating {group.store_path}/{name}")

@@ -1,0 +1,219 @@
+"""The loop of a run, and what comes before and after it: the only `while`."""
+
+import errno
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import accumulate
+from typing import TypeVar
+
+import dask.array as da
+import numpy as np
+from dask.utils import format_bytes, format_time
+
+from dask_nmf.checkpoint import Run
+from dask_nmf.errors import PoisonBlock, RunStopped, StorageFailed
+from dask_nmf.fingerprint import identity
+from dask_nmf.init import Given
+from dask_nmf.losses import Frobenius
+from dask_nmf.output import IN_MEMORY, Output
+from dask_nmf.planner import Job
+from dask_nmf.plans import Plan
+from dask_nmf.result import Result
+from dask_nmf.resume import BUDGET, check_same, unknown
+from dask_nmf.stopping import Status, stop
+from dask_nmf.sweeps import begin, look_first, next_sweep
+from dask_nmf.types import AnyArray, Callback, DaskArray, FirstPass, State, Sums, at_once
+from dask_nmf.watch import compute
+
+_TRIES = 3  # of a pass under which workers die
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM}
+
+T = TypeVar("T")
+logger = logging.getLogger("dask_nmf")
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Where a run is kept, and how often: sweeps from one commit to the next, None as it pays."""
+
+    output: Output
+    run: Run
+    every: int | None
+
+
+def run_job(
+    job: Job, loss: Frobenius, callback: Callback | None, began: float, kept: Kept | None = None
+) -> Result:
+    """From the first pass, or the last commit, to the result."""
+    try:
+        with _failures_named(job.plan, kept), job.threads(), job.streamed() as matrix:
+            return _run(replace(job, matrix=matrix), loss, callback, began, kept)
+    except Exception:
+        if kept is not None:
+            kept.run.ended_by_error()
+        raise
+
+
+def _run(
+    job: Job, loss: Frobenius, callback: Callback | None, began: float, kept: Kept | None
+) -> Result:
+    """`job.matrix` is V, or V.T, as it is streamed."""
+    matrix, plan, options, solver = job.matrix, job.plan, job.options, job.solver
+    run, once = (kept.run, kept.run.once) if kept else (None, at_once)
+    for line in repr(plan).splitlines():
+        logger.info(line)
+    now = identity(matrix) if kept else None
+    look = partial(_surviving, plan, partial(look_first, matrix, plan, options, solver))
+    first = once("first", FirstPass, look)
+    state = run.load(first.sketch) if run else None
+    if run and run.recalled and unknown(now, run.record["identity"]):
+        check_same(matrix, plan, first.sums)
+    resumed_from = state.passes if state else None
+    if state is None:
+        make = partial(begin, matrix, plan, options, job.start, solver, first, once)
+        state = _surviving(plan, make)
+        if kept:
+            state = kept.run.stored(state)
+            kept.run.save(state, kept.every)
+    else:
+        logger.info("going on after pass %d", state.passes)
+        began -= state.history[-1].seconds if state.history else 0.0
+    asked, reads = False, plan.reads_per_sweep
+    rounding = max(1e-13, float(np.finfo(state.H.dtype).eps))
+    while (status := stop(state.history, options, asked, reads, rounding)) is Status.RUNNING:
+        sweep = partial(next_sweep, state, matrix, plan.grid, loss, solver, first.sums, run, began)
+        state = _surviving(plan, sweep)
+        if kept:
+            kept.run.save(state, kept.every)
+        asked = _report(state, callback)
+    logger.info("%s: %s", status.name.lower(), status.value)
+    result = _result(job, state, status, resumed_from)
+    if kept is None:
+        return result
+    if now is not None and identity(matrix) != now:
+        check_same(matrix, plan, first.sums)
+    kept.run.save(state, kept.every, last=True)
+    return _written(result, kept, now, first.sums)
+
+
+def _result(job: Job, state: State, status: Status, resumed_from: int | None) -> Result:
+    plan, (W, H) = job.plan, _factors(state, job.plan)
+    parameters = {
+        "shape": list(plan.shape),
+        "dtype": str(H.dtype),
+        "V": plan.V,
+        "loss": "frobenius",
+        "solver": repr(job.solver),
+        "init": "given" if isinstance(job.start, Given) else repr(job.start),
+        **asdict(job.options),
+        "missing": "error" if job.matrix.strict else "zero",
+        "blocks": plan.blocks,
+        "block_rows": plan.block[0],
+        "scheduler": plan.scheduler,
+    }
+    return Result(
+        W, H, state.history, status, parameters, state.dead, plan=plan, resumed_from=resumed_from
+    )
+
+
+def _written(result: Result, kept: Kept, now: str | None, sums: Sums) -> Result:
+    """The result in its place, and the run beside it where a larger budget may go on with it."""
+    output, run = kept.output, kept.run
+    goes_on = result.status in BUDGET and result.parameters["tol"] > 0
+    about = {"problem": run.record["problem"], "identity": now, "sums": asdict(sums)}
+    about |= {"run": run.name if goes_on else None}
+    run.check_owner()
+    result = output.write(result, about)
+    if not goes_on:
+        run.delete()
+    output.close()
+    return result
+
+
+def _factors(state: State, plan: Plan) -> tuple[DaskArray, AnyArray]:
+    """W and H of V, from those of what was streamed."""
+    if not plan.transposed:
+        return state.W, state.H
+    W = da.from_array(np.ascontiguousarray(state.H.T), chunks=-1)
+    H = state.W.T
+    return W, np.ascontiguousarray(compute(H)[0]) if H.nbytes <= IN_MEMORY else H
+
+
+def _report(state: State, callback: Callback | None) -> bool:
+    """One log line per sweep, and the callback's answer."""
+    now = state.history[-1]
+    before = state.history[-2] if len(state.history) > 1 else None
+    seconds = now.seconds - (before.seconds if before else 0.0)
+    fell = f" d={now.error - before.error:+.1e}" if before else ""
+    logger.info(
+        "sweep %d pass %d error %.6g%s kkt %.1e %s",
+        now.sweep,
+        now.passes,
+        now.error,
+        fell,
+        now.kkt,
+        format_time(seconds),
+    )
+    return callback is not None and callback(now) is True
+
+
+# ----------------------------------------------------------------------------------- failures
+def _surviving(plan: Plan, call: Callable[[], T]) -> T:
+    """What `call` returns; made again, under other keys, where workers died under it.
+
+    dask gives a task up when it has seen so many workers die ("allowed-failures"), of whatever.
+    """
+    for attempt in range(1, _TRIES + 1):
+        try:
+            return call()
+        except PoisonBlock as error:
+            if attempt == _TRIES:
+                raise PoisonBlock(f"{_rows_of(error.key, plan)}: {error}", error.key) from error
+            logger.warning("%s: the pass is made again (%d of %d)", error, attempt + 1, _TRIES)
+    raise AssertionError
+
+
+def _rows_of(key: object, plan: Plan) -> str:
+    """Which part of V a task was about: the first number in its key is the row block's."""
+    numbers = [part for part in key if isinstance(part, int)] if isinstance(key, tuple) else []
+    heights, side = plan.grid.heights, "columns" if plan.transposed else "rows"
+    if not numbers or numbers[0] >= len(heights):
+        return "workers died in each of the tries"
+    ends = list(accumulate(heights))
+    stop = ends[numbers[0]]
+    return (
+        f"the workers that touched {side} {stop - heights[numbers[0]]:,} to {stop:,} of V died, in "
+        f"{_TRIES} tries of the pass. If memory ran out there (their logs say so), give them more, "
+        "or pass a smaller memory= or block_rows= (with overwrite=True); else look at that part"
+    )
+
+
+@contextmanager
+def _failures_named(plan: Plan, kept: Kept | None) -> Iterator[None]:
+    """Failures of storage and memory as errors that say how to go on."""
+    again = "Then make the same call again: it goes on from the last commit"
+    if kept is None:
+        again = "Then call again; with out= such a call goes on from the last pass"
+    try:
+        yield
+    except RunStopped:
+        raise
+    except MemoryError as error:
+        raise RunStopped(
+            f"memory ran out ({error}), though {format_bytes(plan.peak_bytes)} per process were "
+            f"planned: end what else takes it, or pass a smaller memory=. {again}"
+        ) from error
+    except OSError as error:
+        raise StorageFailed(f"{_cause(error, plan)}: {error}. {again}") from error
+
+
+def _cause(error: OSError, plan: Plan) -> str:
+    if error.errno in _FULL:
+        return f"a disk is full (the run needs up to {format_bytes(plan.disk_bytes)} at out)"
+    if error.errno in _FORBIDDEN:
+        return "a store may not be read or written any more: restore its permissions"
+    return "a store fails"

@@ -1,0 +1,110 @@
+"""What a call finds at `out`: its own result, its own run to go on with, or something to refuse."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from dask_nmf.checkpoint import Claim, holds_work, newest_claim
+from dask_nmf.fingerprint import differences, identity, same_sums
+from dask_nmf.io import Matrix
+from dask_nmf.output import Output, load_result
+from dask_nmf.planner import Job
+from dask_nmf.plans import Plan
+from dask_nmf.result import Result
+from dask_nmf.stopping import Status, stop
+from dask_nmf.stream import first_pass
+from dask_nmf.types import Sums
+
+BUDGET = (Status.MAX_PASSES, Status.MAX_SECONDS, Status.CALLBACK)
+"""Ends after which a call with a larger budget goes on: the run is kept beside its results."""
+
+_STOPPING = ("tol", "max_passes", "max_seconds")
+
+
+@dataclass(frozen=True)
+class Found:
+    """result : finished, to be returned as it is. last : the run that was begun there.
+
+    resume : whether to go on with that one. record : what is written of the run.
+    """
+
+    result: Result | None
+    last: Claim | None
+    resume: bool
+    record: dict[str, Any]
+
+
+def take_up(output: Output, job: Job, problem: dict[str, Any], overwrite: bool) -> Found:
+    """Decide, and change nothing; V is read (once) only if it may have changed.
+
+    Raises
+    ------
+    FileExistsError
+        If another call's result or unfinished run is there and not `overwrite`; or this call's, but
+        of a V that has changed since.
+    """
+    record: dict[str, Any] = {
+        "problem": problem,
+        "identity": identity(job.matrix),
+        "plan": job.plan.to_json(),
+    }
+    record |= {"model": getattr(job.solver, "model", False)}
+    saved = output.finished
+    last = newest_claim(output.group) if output.group is not None else None
+    if saved is not None and not overwrite:
+        return _finished(output, saved, last, job, record)
+    ended = saved is not None and last is not None and last.run == saved.get("run")
+    if last is None or ended or not holds_work(output.group, last.run):
+        return Found(None, last, False, record)
+    differ = differences(problem, last.record["problem"])
+    if differ and not overwrite:
+        raise FileExistsError(
+            f"out: {output.uri} holds an unfinished run of another call: {differ}. Make that call "
+            "again, choose another place, or pass overwrite=True to drop the run"
+        )
+    return Found(None, last, not differ, record if differ else last.record)
+
+
+def _finished(
+    output: Output, saved: dict[str, Any], last: Claim | None, job: Job, record: dict[str, Any]
+) -> Found:
+    where = f"out: {output.uri} holds a finished result (error {saved['error']:.6g})"
+    anew = "pass overwrite=True to replace it, or read it with dask_nmf.open_result"
+    result = load_result(output.group)
+    if differ := differences(record["problem"], saved.get("problem", {})):
+        raise FileExistsError(f"{where} of another call, {differ}: {anew}")
+    if unknown(record["identity"], saved["identity"]):
+        try:
+            check_same(job.side, job.plan, Sums(**saved["sums"]))
+        except ValueError as error:
+            raise FileExistsError(f"{where}, but {error}: {anew}") from error
+    wanted = {name: getattr(job.options, name) for name in _STOPPING}
+    asked = all(result.parameters[name] == wanted[name] for name in _STOPPING)
+    reads = job.plan.reads_per_sweep
+    if asked or stop(result.history, job.options, reads=reads) is not Status.RUNNING:
+        return Found(result, last, False, record)
+    if last is None or last.run != saved.get("run"):
+        raise FileExistsError(
+            f"{where} of {_told(result.parameters)}, and what is needed to go on from it to "
+            f"{_told(wanted)} is not kept: {anew}"
+        )
+    return Found(None, last, True, last.record)
+
+
+def _told(options: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={options[name]}" for name in _STOPPING)
+
+
+# ------------------------------------------------------------------------------ is V the same
+def unknown(mine: str | None, theirs: str | None) -> bool:
+    """Whether only a read of V can tell that it is still the same."""
+    return mine is None or mine != theirs
+
+
+def check_same(matrix: Matrix, plan: Plan, sums: Sums) -> None:
+    """Read V, and raise ValueError if its sums are others than those."""
+    found = first_pass(matrix.blocks(plan.grid)).sums
+    if not same_sums(found, sums):
+        raise ValueError(
+            f"V has changed since: its squares now sum to {found.squares:.12g}, then to "
+            f"{sums.squares:.12g}"
+        )

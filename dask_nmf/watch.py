@@ -1,0 +1,243 @@
+"""Computing on the active scheduler, watched: what is stuck or lost ends in an error that says so.
+
+distributed waits for ever for workers that do not come, are paused, or do not answer.
+"""
+
+import logging
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import CancelledError
+from contextlib import contextmanager
+from typing import Any
+
+import dask
+from dask.base import get_scheduler
+from dask.callbacks import Callback
+
+from dask_nmf.errors import ClusterLost, PoisonBlock
+
+_POLL = 1.0  # seconds between two looks
+_SILENT = 20.0  # seconds: a worker that has not been heard of for so long does not work
+_WORKING = 10  # times the patience where workers answer, and just do not get ready
+
+logger = logging.getLogger("dask_nmf")
+
+
+def patience() -> float:
+    """Seconds in which nothing finishes, until a cluster that does not work is an error."""
+    return float(dask.config.get("dask_nmf.patience", 60))
+
+
+def compute(*collections: Any) -> tuple[Any, ...]:
+    """``dask.compute``, watched.
+
+    Raises
+    ------
+    ClusterLost
+        If the scheduler is gone, or nothing finishes on it for `patience` seconds.
+    PoisonBlock
+        If the workers that run a task die; its `key` is the task's.
+    """
+    client = active_client()
+    if client is None:
+        with _told_when_stuck():
+            return tuple(dask.compute(*collections))
+    with _releasing(client) as ours, _losses_named(client):
+        ours += client.compute(list(collections))
+        return tuple(_results(client, ours))
+
+
+def hold(held: Any, *collections: Any) -> tuple[Any, tuple[Any, ...]]:
+    """`held` persisted in the workers' memory, and the others computed, from one graph."""
+    client = active_client()
+    if client is None:
+        with _told_when_stuck():
+            held, *rest = dask.persist(held, *collections)
+            return held, tuple(dask.compute(*rest))
+    with _releasing(client) as ours, _losses_named(client):
+        held, *rest = dask.persist(held, *collections)
+        ours += _futures(held)
+        results = client.compute(list(rest))
+        ours += results
+        return held, tuple(_results(client, results))
+
+
+def release(*held: Any) -> None:
+    """Let the workers drop what is held there, whoever still refers to it."""
+    for x in held:
+        for future in _futures(x):
+            future.release()  # to cancel it as well would confuse a scheduler that has just lost it
+
+
+def active_client() -> Any:
+    """The distributed.Client that dask would use here; None for local schedulers."""
+    if "distributed" not in sys.modules:
+        return None
+    from distributed import Client
+
+    client = getattr(get_scheduler(), "__self__", None)
+    return client if isinstance(client, Client) else None
+
+
+def _futures(held: Any) -> list[Any]:
+    if held is None or "distributed" not in sys.modules:
+        return []
+    from distributed import futures_of
+
+    return list(futures_of(held))
+
+
+# ------------------------------------------------------------------------------- on a cluster
+def _results(client: Any, futures: list[Any]) -> list[Any]:
+    from distributed import wait
+    from distributed.utils import TimeoutError as TimedOut
+
+    watch, pending = _Watch(client), list(futures)
+    with _seceded():
+        while pending:
+            try:
+                done, left = wait(pending, timeout=_POLL, return_when="FIRST_COMPLETED")
+            except (TimedOut, TimeoutError):
+                watch.look()
+                continue
+            pending = list(left)
+            if any(future.status == "error" for future in done):
+                break
+        results: list[Any] = client.gather(futures)
+    return results
+
+
+@contextmanager
+def _releasing(client: Any) -> Iterator[list[Any]]:
+    """On an error, also Ctrl-C, no task of ours stays behind; those of others are not touched."""
+    ours: list[Any] = []
+    try:
+        yield ours
+    except BaseException:
+        for future in ours:
+            future.release()
+        raise
+
+
+@contextmanager
+def _losses_named(client: Any) -> Iterator[None]:
+    """A lost scheduler and killed workers as errors of ours."""
+    from distributed import KilledWorker
+    from distributed.comm import CommClosedError
+
+    try:
+        yield
+    except KilledWorker as error:
+        raise PoisonBlock(str(error), error.task) from error
+    except (CancelledError, CommClosedError) as error:
+        raise ClusterLost(_lost(client, error)) from error
+    except (OSError, TimeoutError) as error:
+        if client.status == "running":  # a task's own
+            raise
+        raise ClusterLost(_lost(client, error)) from error
+
+
+def _lost(client: Any, error: BaseException) -> str:
+    return (
+        f"the scheduler at {client.scheduler.address} was lost, or dropped the work: "
+        f"{type(error).__name__}: {error}. Start a cluster and make the same call again"
+    )
+
+
+@contextmanager
+def _seceded() -> Iterator[None]:
+    """Inside a task of another job: others may run in its place while it waits."""
+    from distributed import rejoin, secede
+    from distributed.worker import thread_state
+
+    inside = getattr(thread_state, "key", False)
+    if inside:
+        secede()
+    try:
+        yield
+    finally:
+        if inside:
+            rejoin()
+
+
+class _Watch:
+    """Notices when nothing finishes on a cluster."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self._since = self._warned = time.monotonic()
+        self._finished = -1
+
+    def look(self) -> None:
+        """Raise ClusterLost if nothing has finished for too long."""
+        try:
+            finished, why = self._client.run_on_scheduler(_progress, _SILENT, callback_timeout=10)
+        except (TimeoutError, OSError):
+            finished, why = self._finished, "the scheduler does not answer"
+        now = time.monotonic()
+        if finished != self._finished:
+            self._finished, self._since, self._warned = finished, now, now
+            return
+        seconds, least = now - self._since, patience()
+        if seconds >= (least if why else _WORKING * least):
+            raise ClusterLost(
+                f"nothing has finished for {seconds:.0f} s on the cluster at "
+                f"{self._client.scheduler.address}: {why or 'its workers are at work all the time'}"
+                ". Mend it and make the same call again; to wait longer, "
+                "dask.config.set({'dask_nmf.patience': seconds})"
+            )
+        if now - self._warned >= least / 2:
+            self._warned = now
+            logger.warning("nothing has finished for %.0f s: %s", seconds, why or "still at work")
+
+
+def _progress(silent: float, dask_scheduler: Any = None) -> tuple[int, str]:
+    """How many tasks have finished on a scheduler, and why none can; runs there."""
+    prefixes = list(dask_scheduler.task_prefixes.values())
+    finished = sum(prefix.state_counts[state] for prefix in prefixes for state in _ENDED)
+    workers = list(dask_scheduler.workers.values())
+    now = time.time()
+    if not workers:
+        return finished, "it has no workers"
+    if all(now - worker.last_seen > silent for worker in workers):
+        return finished, f"none of its {len(workers)} workers answers"
+    if not any(worker.status.name == "running" for worker in workers):
+        return finished, (
+            f"its {len(workers)} workers are paused: their memory, or the disk they spill to, is "
+            "full"
+        )
+    return finished, ""
+
+
+_ENDED = ("memory", "erred", "released")
+
+
+# ------------------------------------------------------------------------------------ in here
+@contextmanager
+def _told_when_stuck() -> Iterator[None]:
+    """A line in the log whenever no task has finished for a while: threads cannot be ended."""
+    ended = threading.Event()
+    finished = [0]
+
+    def count(*_: Any) -> None:
+        finished[0] += 1
+
+    def watch() -> None:
+        before, since = 0, time.monotonic()
+        while not ended.wait(patience() / 2):
+            if finished[0] != before:
+                before, since = finished[0], time.monotonic()
+            else:
+                logger.warning(
+                    "no task has finished for %.0f s: is a disk or a server out of reach?",
+                    time.monotonic() - since,
+                )
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        with Callback(posttask=count):
+            yield
+    finally:
+        ended.set()
