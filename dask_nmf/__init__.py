@@ -13,6 +13,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dask_nmf import oracle
     from dask_nmf.driver import factorize
+    from dask_nmf.errors import (
+        ClusterLost,
+        PoisonBlock,
+        RunStopped,
+        RunTakenOver,
+        StorageFailed,
+    )
     from dask_nmf.init import NNDSVD, Random
     from dask_nmf.output import open_result
     from dask_nmf.planner import plan
@@ -31,15 +38,20 @@ logging.getLogger(__name__).addHandler(logging.NullHandler())
 # Imported on first use: dask.array alone takes seconds, which an ETL scheduler that only parses
 # the calling script should not pay.
 _HOME = {
+    "ClusterLost": "errors",
     "ConvergenceWarning": "types",
     "HALS": "solvers",
     "LookAhead": "solvers",
     "MU": "solvers",
     "NNDSVD": "init",
     "Plan": "plans",
+    "PoisonBlock": "errors",
     "Random": "init",
     "Result": "result",
+    "RunStopped": "errors",
+    "RunTakenOver": "errors",
     "Status": "stopping",
+    "StorageFailed": "errors",
     "SweepRecord": "types",
     "factorize": "driver",
     "open_result": "output",
@@ -54,12 +66,17 @@ __all__ = [
     "HALS",
     "MU",
     "NNDSVD",
+    "ClusterLost",
     "ConvergenceWarning",
     "LookAhead",
     "Plan",
+    "PoisonBlock",
     "Random",
     "Result",
+    "RunStopped",
+    "RunTakenOver",
     "Status",
+    "StorageFailed",
     "SweepRecord",
     "factorize",
     "open_result",

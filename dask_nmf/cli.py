@@ -13,6 +13,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from dask_nmf.driver import factorize
+from dask_nmf.errors import RunStopped
 from dask_nmf.output import open_result
 from dask_nmf.planner import plan
 from dask_nmf.rechunking import describe as describe_copy
@@ -21,7 +22,7 @@ from dask_nmf.result import Result
 from dask_nmf.solvers import HALS, MU
 from dask_nmf.types import ConvergenceWarning, SweepRecord
 
-DONE, FAILURE, BAD_INPUT, NOT_CONVERGED = range(4)
+DONE, FAILURE, BAD_INPUT, NOT_CONVERGED, STOPPED = range(5)
 _BAD_INPUT = (
     ValueError,
     TypeError,
@@ -44,13 +45,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         logger.debug("traceback", exc_info=True)
         print(f"dask-nmf: {type(error).__name__}: {error}", file=sys.stderr)
+        if isinstance(error, RunStopped):
+            return STOPPED
         return BAD_INPUT if isinstance(error, _BAD_INPUT) else FAILURE
     return code
 
 
 def _fit(arguments: argparse.Namespace) -> int:
     names = ("loss", "init", "tol", "max_passes", "max_seconds", "seed", "memory", "block_rows")
-    options = {name: getattr(arguments, name) for name in (*names, "missing", "overwrite")}
+    names = (*names, "missing", "overwrite", "checkpoint_every")
+    options = {name: getattr(arguments, name) for name in names}
     solver = arguments.solver
     if arguments.inner is not None:
         solver = MU(arguments.inner) if solver == "mu" else HALS(arguments.inner)
@@ -152,7 +156,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="dask-nmf",
         description="Non-negative matrix factorization of zarr arrays larger than memory.",
-        epilog="Exit codes: 0 done, 1 failure, 2 bad input, 3 not converged (if required).",
+        epilog="Exit codes: 0 done, 1 failure, 2 bad input, 3 not converged (if required), "
+        "4 stopped: the same command goes on.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -167,7 +172,8 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("--tol", type=float, default=5e-3, help="KKT residual to stop at")
     fit.add_argument("--max-seconds", type=float, help="stop after the sweep that passes this")
     fit.add_argument("--seed", type=int, default=0)
-    fit.add_argument("--overwrite", action="store_true", help="replace a finished result")
+    fit.add_argument("--overwrite", action="store_true", help="replace what another call left")
+    fit.add_argument("--checkpoint-every", type=int, help="sweeps between two commits")
     fit.add_argument(
         "--require-convergence", action="store_true", help="exit 3 if the budget ended the run"
     )

@@ -44,7 +44,7 @@ def compute(*collections: Any) -> tuple[Any, ...]:
     if client is None:
         with _told_when_stuck():
             return tuple(dask.compute(*collections))
-    with _releasing(client) as ours, _losses_named(client):
+    with _releasing() as ours, _losses_named(client):
         ours += client.compute(list(collections))
         return tuple(_results(client, ours))
 
@@ -56,7 +56,7 @@ def hold(held: Any, *collections: Any) -> tuple[Any, tuple[Any, ...]]:
         with _told_when_stuck():
             held, *rest = dask.persist(held, *collections)
             return held, tuple(dask.compute(*rest))
-    with _releasing(client) as ours, _losses_named(client):
+    with _releasing() as ours, _losses_named(client):
         held, *rest = dask.persist(held, *collections)
         ours += _futures(held)
         results = client.compute(list(rest))
@@ -110,7 +110,7 @@ def _results(client: Any, futures: list[Any]) -> list[Any]:
 
 
 @contextmanager
-def _releasing(client: Any) -> Iterator[list[Any]]:
+def _releasing() -> Iterator[list[Any]]:
     """On an error, also Ctrl-C, no task of ours stays behind; those of others are not touched."""
     ours: list[Any] = []
     try:
