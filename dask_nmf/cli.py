@@ -53,8 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _fit(arguments: argparse.Namespace) -> int:
     names = ("loss", "init", "tol", "max_passes", "max_seconds", "seed", "memory", "block_rows")
-    names = (*names, "missing", "overwrite", "checkpoint_every")
-    options = {name: getattr(arguments, name) for name in names}
+    more = ("missing", "overwrite", "checkpoint_every")
+    options = {name: getattr(arguments, name) for name in (*names, *more)}
     solver = arguments.solver
     if arguments.inner is not None:
         solver = MU(arguments.inner) if solver == "mu" else HALS(arguments.inner)

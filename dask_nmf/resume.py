@@ -1,6 +1,6 @@
 """What a call finds at `out`: its own result, its own run to go on with, or something to refuse."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dask_nmf.checkpoint import Claim, holds_work, newest_claim
@@ -79,8 +79,11 @@ def _finished(
             raise FileExistsError(f"{where}, but {error}: {anew}") from error
     wanted = {name: getattr(job.options, name) for name in _STOPPING}
     asked = all(result.parameters[name] == wanted[name] for name in _STOPPING)
-    reads = job.plan.reads_per_sweep
-    if asked or stop(result.history, job.options, reads=reads) is not Status.RUNNING:
+    if asked:
+        return Found(result, last, False, record)
+    status = stop(result.history, job.options, reads=job.plan.reads_per_sweep)
+    if status is not Status.RUNNING:
+        result = replace(result, status=status, parameters=result.parameters | wanted)
         return Found(result, last, False, record)
     if last is None or last.run != saved.get("run"):
         raise FileExistsError(

@@ -30,7 +30,9 @@ from dask_nmf.tasks import (
     write_rows,
 )
 from dask_nmf.types import AnyArray, Array, DaskArray, FirstPass, Products, Seen, Sketch, Sums
-from dask_nmf.watch import compute, hold
+from dask_nmf.watch import active_client, compute, hold
+
+_SMALL = 2**23  # bytes that go to a cluster with a graph, without its warning
 
 
 # ------------------------------------------------------------------ products of dask arrays
@@ -210,9 +212,16 @@ def _over(V: DaskArray, W: DaskArray, H: Array, residual: bool) -> DaskArray:
 
 
 def _done(W: DaskArray, target: Any, *sums: DaskArray) -> tuple[DaskArray, tuple[Array, ...]]:
-    """W, held by the workers or to be read from the target, and the sums, from one compute."""
+    """W, held by the workers or to be read from the target, and the sums, from one compute.
+
+    A small W comes here from a cluster: held there, it would tie all passes before it to itself,
+    which the scheduler would remember, and make again when a worker is lost.
+    """
     if target is None:
-        return hold(W, *sums)
+        W, found = hold(W, *sums)
+        if active_client() is not None and W.nbytes <= _SMALL:
+            W = da.from_array(compute(W)[0], chunks=W.chunks, name=False)
+        return W, found
     return from_rows(Reader(target, W.dtype), W.chunks[0]), compute(*sums)
 
 

@@ -1,13 +1,14 @@
-"""What it costs to keep a run: seconds per sweep without `out`, with it, and with each one committed.
+"""What it costs to keep a run: seconds per sweep without `out`, with it, and with commits.
 
 V is that of the sweep's benchmark, 1.6 GB in the page cache, which is where a pass is fastest and a
 commit weighs most. Whole runs take turns; a sweep's seconds are those from callback to callback.
-"saving" is the part of the last kind that is spent between two passes: the commit, and deleting what
-it makes needless. (With `out` W is written and read in any case, commits or not.)
+"saving" is the part of the last kind that is spent between two passes: the commit, and deleting
+what it makes needless. (With `out` W is written and read in any case, commits or not.)
 """
 
 import shutil
 import time
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -39,7 +40,7 @@ class Saving:
             original(run, *args, **kwargs)
             self.seconds.append(time.perf_counter() - began)
 
-        Run.save = save  # type: ignore[method-assign]
+        Run.save = save  # type: ignore[method-assign,assignment]
 
 
 def seconds_per_sweep(path: str, out: Path, solver: Solver, options: dict[str, Any]) -> float:
@@ -48,12 +49,12 @@ def seconds_per_sweep(path: str, out: Path, solver: Solver, options: dict[str, A
     def note(_: SweepRecord) -> None:
         at.append(time.perf_counter())
 
-    where = {"out": out} if options else {}
+    where: dict[str, Any] = {"out": out} if options else {}
     factorize(
         path, RANK, solver=solver, tol=0, max_passes=SWEEPS + 1, callback=note, **where, **options
     )
     shutil.rmtree(out, ignore_errors=True)
-    return median(b - a for a, b in zip(at, at[1:], strict=False))
+    return median(b - a for a, b in pairwise(at))
 
 
 def main() -> None:
@@ -82,7 +83,7 @@ def main() -> None:
                 share = median(spent) / median(taken[last])
                 rows.append([f"{codec}, {solver}", median(taken[first]), *ratios, share])
     table(
-        "V of 1.6 GB, rank 32: seconds of a sweep without out, and ratios to that (aim: saving <= 0.05)",
+        "V of 1.6 GB, rank 32: seconds of a sweep without out, ratios to it (aim: saving <= 0.05)",
         ["V, solver", *KINDS, "saving / sweep"],
         rows,
     )

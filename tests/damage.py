@@ -1,0 +1,123 @@
+"""Objects of a store, damaged one at a time, and what a call then makes of it."""
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import dask_nmf
+
+Damage = Callable[[bytes], bytes | None]
+"""What is left of an object; None if it is gone."""
+
+Bits = tuple[bytes, bytes, tuple[Any, ...]]
+
+OURS = (ValueError, FileExistsError, FileNotFoundError, dask_nmf.RunStopped)
+_TO_DO = re.compile(r"restore|overwrite=True|again|another (place|path)|there is no|grant", re.I)
+
+
+class Place(Protocol):
+    """Where objects lie: a folder or a bucket."""
+
+    def keys(self, prefix: str = "") -> list[str]: ...
+    def get(self, key: str) -> bytes: ...
+    def put(self, key: str, body: bytes) -> None: ...
+    def delete(self, key: str) -> None: ...
+
+
+class Folder:
+    """A folder; a file that is put into another's place keeps that one's time, like decay does."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def keys(self, prefix: str = "") -> list[str]:
+        files = (p for p in self.root.rglob("*") if p.is_file())
+        return [key for p in files if (key := str(p.relative_to(self.root))).startswith(prefix)]
+
+    def get(self, key: str) -> bytes:
+        return (self.root / key).read_bytes()
+
+    def put(self, key: str, body: bytes) -> None:
+        path = self.root / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        before = path.stat() if path.exists() else None
+        path.write_bytes(body)
+        if before is not None:
+            os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+    def delete(self, key: str) -> None:
+        (self.root / key).unlink()
+
+
+def restore(place: Place, objects: Mapping[str, bytes]) -> None:
+    """Exactly these objects."""
+    present = set(place.keys())
+    for key in present - objects.keys():
+        place.delete(key)
+    for key, body in objects.items():
+        if key not in present or place.get(key) != body:
+            place.put(key, body)
+
+
+def apply(place: Place, key: str, damage: Damage) -> None:
+    left = damage(place.get(key))
+    if left is None:
+        place.delete(key)
+    else:
+        place.put(key, left)
+
+
+# ------------------------------------------------------------------------------------ damages
+def flip(share: float, bit: int = 2) -> Damage:
+    """One bit flipped, that far into the object."""
+
+    def flipped(body: bytes) -> bytes:
+        changed = bytearray(body)
+        changed[int(share * (len(body) - 1))] ^= 1 << bit
+        return bytes(changed)
+
+    return flipped
+
+
+def replaced(old: str, new: str) -> Damage:
+    """A text that has become another one."""
+
+    def changed(body: bytes) -> bytes:
+        assert old.encode() in body, old
+        return body.replace(old.encode(), new.encode(), 1)
+
+    return changed
+
+
+DAMAGES: dict[str, Damage] = {
+    **{f"flip at {share}": flip(share) for share in (0.0, 0.3, 0.5, 0.8, 1.0)},
+    "high bit": flip(0.61, 7),
+    "half": lambda body: body[: len(body) // 2],
+    "a byte less": lambda body: body[:-1],
+    "a byte more": lambda body: body + b"\0",
+    "empty": lambda body: b"",
+    "gone": lambda body: None,
+}
+
+
+# ----------------------------------------------------------------------------------- outcomes
+def bits(result: dask_nmf.Result) -> Bits:
+    """All numbers of a result but the seconds."""
+    W: Any = result.W
+    history = tuple((r.sweep, r.passes, r.error, r.bytes_read, r.kkt) for r in result.history)
+    return W.compute().tobytes(), memoryview(result.H).tobytes(), history
+
+
+def judge(call: Callable[[], dask_nmf.Result], expected: Bits) -> str:
+    """ "same", "refused", or what is wrong: "different", or an error that is not told as ours."""
+    try:
+        found = bits(call())
+    except Exception as error:
+        kind = type(error)
+        ours = isinstance(error, OURS) and kind.__module__.split(".")[0] in ("builtins", "dask_nmf")
+        if ours and re.search(r"\.zarr", str(error)) and _TO_DO.search(str(error)):
+            return "refused"
+        return f"unclear {kind.__module__}.{kind.__name__}: {error}"
+    return "same" if found == expected else "different"
