@@ -30,7 +30,17 @@ from zarr.core.sync import sync
 from zarr.storage import FsspecStore, StorePath, WrapperStore
 
 from dask_nmf.blocks import Grid, even
-from dask_nmf.commits import Damaged, create, get, new_array, put, read
+from dask_nmf.commits import (
+    SPOILT,
+    Damaged,
+    create,
+    get,
+    new_array,
+    open_array,
+    open_group,
+    put,
+    read,
+)
 from dask_nmf.errors import RunTakenOver
 from dask_nmf.io import open_matrix
 from dask_nmf.retrying import insist
@@ -86,6 +96,16 @@ def holds_work(group: Any, run: str) -> bool:
     return _names(group.store_path / "run" / run) not in ([], ["zarr.json"])
 
 
+def forget(place: StorePath, run: str, epoch: int) -> None:
+    """Delete a run, and the epochs up to that one; all of "run" if nothing else is there."""
+    _delete(place / run)
+    for number in _numbers(place, "epoch-"):
+        if number <= epoch:
+            _delete(place / f"epoch-{number:06d}")
+    if _names(place) in ([], ["zarr.json"]):
+        _delete(place)
+
+
 class Run:
     """A run in a store, owned by this call for as long as no later one claims it."""
 
@@ -97,7 +117,7 @@ class Run:
         RunTakenOver
             If another call did so at the same moment.
         """
-        self._root = group.require_group("run")
+        self._root = open_group(group, "run")
         run = last.run if last and resume else uuid.uuid4().hex[:12]
         number = 1 + max([last.number if last else 0, *_numbers(self._root.store_path, "epoch-")])
         driver = f"process {os.getpid()} on {socket.gethostname()}, {time.strftime('%F %T %Z')}"
@@ -105,7 +125,7 @@ class Run:
         content = {"format": FORMAT, **{f.name: getattr(self._claim, f.name) for f in _CLAIMED}}
         if not create(self._root.store_path / f"epoch-{number:06d}", content):
             raise RunTakenOver(self._taken())
-        self._group = self._root.require_group(run)
+        self._group = open_group(self._root, run)
         self._commits: dict[int, set[str]] = {}
         self._known = {name for name in _names(self._group.store_path) if "-" in name}
         self._free_at = 0.0
@@ -148,7 +168,7 @@ class Run:
     def once(self, name: str, kind: type[T], make: Callable[[], T]) -> T:
         """What `make` gives, made once in a run: a later call finds it here."""
         try:
-            if name in self._group:
+            if name in _names(self._group.store_path):
                 found: T = unpack(kind, get(self._group, name))
                 self.recalled = True
                 return found
@@ -200,6 +220,7 @@ class Run:
             "epoch": self._claim.number,
             "nonce": uuid.uuid4().hex,
             "W": state.generation,
+            "shape": list(state.W.shape),
             "state": name,
             "state_digest": digest,
             "passes": state.passes,
@@ -254,9 +275,11 @@ class Run:
     def _state(self, commit: dict[str, Any], sketch: Sketch | None) -> State:
         bare: State = unpack(State, get(self._group, commit["state"], commit["state_digest"]))
         try:
-            W = lazy(zarr.open_array(self._group.store, path=f"{self._group.path}/{commit['W']}"))
+            W = lazy(open_array(self._group, commit["W"]))
+            if list(W.shape) != commit["shape"]:
+                raise Damaged(f"W is of shape {W.shape}, not {commit['shape']}")
             compute(W.map_blocks(_touch, chunks=(1, 1), dtype="u1", meta=np.empty((0, 0), "u1")))
-        except (ValueError, FileNotFoundError) as error:
+        except SPOILT as error:
             raise Damaged(f"W of {self._group.store_path} is damaged or gone: {error}") from error
         ahead = bare.ahead
         if ahead is not None:
@@ -267,17 +290,16 @@ class Run:
         return replace(bare, W=W, generation=commit["W"], ahead=ahead)
 
     def delete(self) -> None:
-        """All that belongs to runs; the results stay."""
-        _delete(self._root.store_path)
+        """The run and its epochs; not those of a call that has begun meanwhile."""
+        forget(self._root.store_path, self.name, self._claim.number)
 
     def ended_by_error(self) -> None:
         """Raise RunTakenOver if that is why; leave nothing behind if nothing was made."""
         self.check_owner()  # what has failed may be what a new owner has swept away
         if _names(self._group.store_path) == ["zarr.json"]:
-            _delete(self._group.store_path)
-            _delete(self._root.store_path / f"epoch-{self._claim.number:06d}")
-        if _names(self._root.store_path) == ["zarr.json"]:
-            self.delete()
+            place = self._root.store_path
+            _delete(place / f"epoch-{self._claim.number:06d}")
+            forget(place, self.name, 0)
 
 
 _CLAIMED = fields(Claim)

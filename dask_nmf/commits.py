@@ -7,6 +7,7 @@ of bytes, those of a numpy .npz, with a checksum. So whatever opens the store as
 import hashlib
 import io
 import json
+import logging
 from functools import partial
 from typing import Any
 from zipfile import BadZipFile
@@ -25,6 +26,20 @@ from dask_nmf.types import Array
 
 _NODE = "zarr.json"
 
+logger = logging.getLogger("dask_nmf")
+
+
+SPOILT = (
+    ValueError,
+    LookupError,
+    TypeError,
+    ArithmeticError,
+    EOFError,
+    FileNotFoundError,
+    BadZipFile,
+)
+"""What zarr and numpy raise at metadata or bytes that are damaged or gone."""
+
 
 class Damaged(ValueError):
     """What lies there is not what was written."""
@@ -42,7 +57,7 @@ def create(place: StorePath, content: dict[str, Any]) -> bool:
     try:
         insist(lambda: sync(_create_only(path.store, path.path, body)), f"creating {place}")
     except FileExistsError:
-        return False
+        pass  # perhaps this call's: a client asks again when the answer is lost
     return bool(_bytes(path) == body)
 
 
@@ -51,7 +66,12 @@ async def _create_only(store: Store, key: str, body: bytes) -> None:
     while isinstance(store, WrapperStore):
         store = store._store
     if isinstance(store, FsspecStore):  # which has not implemented it: s3fs sends If-None-Match
-        await store.fs._pipe_file(f"{store.path}/{key}".lstrip("/"), body, mode="create")
+        try:
+            await store.fs._pipe_file(f"{store.path}/{key}".lstrip("/"), body, mode="create")
+        except OSError as error:
+            if "PreconditionFailed" in str(getattr(error.__cause__, "response", "")):
+                raise FileExistsError(key) from error  # not all servers say which condition
+            raise
         return
     await store.set_if_not_exists(key, default_buffer_prototype().buffer.from_bytes(body))
 
@@ -113,16 +133,45 @@ def get(group: Any, name: str, digest: str | None = None) -> dict[str, Array]:
         If they are not there, or not what was stored.
     """
     try:
-        found = Reader(zarr.open_array(group.store, path=f"{group.path}/{name}", mode="r"), _U1)
-        body = found[:, :]
+        body = Reader(open_array(group, name), _U1)[:, :]
         if digest is not None and hashlib.sha256(body.data).hexdigest() != digest:
             raise ValueError("its digest is wrong")
         with np.load(io.BytesIO(body.tobytes()), allow_pickle=False) as arrays:
             return dict(arrays)
-    except (ValueError, KeyError, EOFError, FileNotFoundError, BadZipFile) as error:
+    except Damaged:
+        raise
+    except SPOILT as error:
         raise Damaged(f"{group.store_path}/{name} is damaged or gone: {error}") from error
 
 
+def open_array(group: Any, name: str) -> Any:
+    """The array of that name.
+
+    Raises
+    ------
+    Damaged
+        If it is not there, or its metadata cannot be read.
+    """
+    place = group.store_path / name
+    try:
+        return insist(lambda: zarr.open_array(place, mode="r"), f"opening {place}")
+    except SPOILT as error:
+        raise Damaged(f"{place} is damaged or gone: {error!r}") from error
+
+
+def open_group(parent: Any, name: str) -> Any:
+    """The group of that name, which holds no more than its members; made if it is not there."""
+    place = parent.store_path / name
+    try:
+        return insist(lambda: parent.require_group(name), f"opening {place}")
+    except SPOILT as error:
+        logger.warning("%s is damaged: %r; made anew", place, error)
+    node = default_buffer_prototype().buffer.from_bytes(_EMPTY)
+    insist(lambda: sync((place / _NODE).set(node)), f"writing {place}")
+    return zarr.open_group(place, mode="r+")
+
+
+_EMPTY = json.dumps({"zarr_format": 3, "node_type": "group", "attributes": {}}).encode()
 _U1 = np.dtype(np.uint8)
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import dask
+import numpy as np
 
 from dask_nmf.blas import arithmetic, one_blas_thread
 from dask_nmf.checkpoint import Run
@@ -140,6 +141,8 @@ def factorize(
     loss = make_loss(loss)
     if callback is not None and not callable(callback):
         raise TypeError(f"callback must be callable, got {callback!r}")
+    if not isinstance(overwrite, (bool, np.bool_)):  # "no" would replace a result
+        raise TypeError(f"overwrite must be True or False, got {overwrite!r}")
     if checkpoint_every is not None:
         check_int("checkpoint_every", checkpoint_every, 1)
     job = prepare(
@@ -195,7 +198,8 @@ def _begun(
             "uninterrupted run"
         )
         warnings.warn(text, UserWarning, stacklevel=3)
-    return job, Kept(output, Run(output.group, record, found.last, found.resume), every), None
+    run = Run(output.group, record, found.last, found.resume)
+    return job, Kept(output, run, found.identity, every), None
 
 
 def _not_converged(result: Result) -> str:

@@ -15,6 +15,7 @@ from dask_nmf.init import Given, Start
 from dask_nmf.io import Matrix, open_matrix
 from dask_nmf.losses import Frobenius
 from dask_nmf.options import Options
+from dask_nmf.retrying import insist
 from dask_nmf.solvers import Solver
 
 _TOLERANCE = 1e-12  # of sums of V by another numpy or processor
@@ -97,13 +98,14 @@ def _files(folder: str, below: str = "") -> Iterator[str]:
 def _fsspec_objects(store: Any, path: str) -> Iterator[str]:
     store.fs.invalidate_cache()
     where = f"{store.path}/{path}".rstrip("/")
-    for name, found in sync(store.fs._find(where, detail=True)).items():
+    listed = insist(lambda: sync(store.fs._find(where, detail=True)), f"listing {where}")
+    for name, found in listed.items():
         tag = found.get("ETag") or found.get("LastModified") or found.get("mtime")
         yield f"{name.removeprefix(where)} {found.get('size')} {tag}\n"
 
 
 def _obstore_objects(store: Any, path: str) -> Iterator[str]:
-    for batch in store.store.list(path or None):
+    for batch in insist(lambda: list(store.store.list(path or None)), f"listing {store}/{path}"):
         for found in batch:
             tag = found["e_tag"] or found["last_modified"]
             yield f"{found['path'].removeprefix(path)} {found['size']} {tag}\n"

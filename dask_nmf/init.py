@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Protocol
 
 import dask.array as da
 import numpy as np
+import zarr
 
 from dask_nmf.blocks import FAN_IN, Grid
 from dask_nmf.io import open_matrix
@@ -256,6 +257,12 @@ class Given:
             found = getattr(factor, "shape", None)
             if found != wanted:
                 raise ValueError(f"init: {name} must be an array of shape {wanted}, got {found}")
+            if isinstance(factor, np.ma.MaskedArray) or not isinstance(
+                factor, (np.ndarray, da.Array, zarr.Array)
+            ):
+                raise TypeError(
+                    f"init: {name} must be a numpy, dask or zarr array, got {type(factor).__name__}"
+                )
             if factor.dtype.kind not in "fiub":
                 raise TypeError(f"init: {name} must hold real numbers, got dtype {factor.dtype}")
         _check_values("H0", np.min(self.H), np.sum(self.H, dtype=np.float64))

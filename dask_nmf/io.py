@@ -84,7 +84,9 @@ class Matrix:
         """A dask array of these blocks; unique keys, so always re-read. None: the working dtype."""
         dtype = dtype or working_dtype(self.dtype)
         if isinstance(self.source, da.Array):
-            V = (self.source.T if self.transposed else self.source).rechunk(grid.chunks)
+            told = {"dtype": self.source.dtype, "meta": np.empty((0, 0), self.source.dtype)}
+            V = self.source.map_blocks(_as_told, self.source.dtype, **told)
+            V = (V.T if self.transposed else V).rechunk(grid.chunks)
             meta = np.empty((0, 0), dtype)
             if not self.checked:
                 return V.map_blocks(_as_block, dtype, dtype=dtype, meta=meta)
@@ -209,6 +211,23 @@ def _check_entries(block: Array, corner: tuple[int, int], array: Any = None) -> 
     )
 
 
+def _as_told(x: Any, dtype: np.dtype[Any], block_info: Any = None) -> Array:
+    """A block of a dask array as a plain array, if it is what the array says that it is."""
+    shape, wrong = block_info[None]["chunk-shape"], ""
+    if isinstance(x, np.ma.MaskedArray) or not isinstance(x, np.ndarray):
+        wrong = f"is a {type(x).__name__}, not a dense numpy array"
+    elif x.shape != shape:
+        wrong = f"has shape {x.shape}, not {shape}"
+    elif not (np.can_cast(x.dtype, dtype) or x.dtype.kind == dtype.kind == "f"):
+        wrong = f"holds {x.dtype}, not {dtype}"
+    if wrong:
+        raise TypeError(
+            f"V's dask block {block_info[0]['chunk-location']} {wrong}: the function that makes "
+            "it has to give what the dask array says"
+        )
+    return np.asarray(x, dtype)  # no subclass: np.matrix multiplies in its own way
+
+
 def _as_checked_block(x: AnyArray, transposed: bool, block_info: Any = None) -> Array:
     block = _as_block(x, working_dtype(x.dtype))
     if block_info:
@@ -231,7 +250,7 @@ def open_matrix(V: Any, missing: Missing = "error") -> Matrix:
     TypeError, ValueError, FileNotFoundError
         If V is nothing of the kind, not 2-D, empty, or not of real numbers.
     """
-    if missing not in ("error", "zero"):
+    if not isinstance(missing, str) or missing not in ("error", "zero"):
         raise ValueError(f"missing must be 'error' or 'zero', got {missing!r}")
     if isinstance(V, (str, os.PathLike)):
         V = _open_path(absolute(V))
@@ -254,7 +273,9 @@ def open_matrix(V: Any, missing: Missing = "error") -> Matrix:
 
 def absolute(path: str | os.PathLike[str]) -> str:
     """The path as workers with another working directory, and later readers, understand it."""
-    path = os.fspath(path)
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"out must be a path or a URL, got {type(path).__name__}")
+    path = os.fspath(path).removeprefix("file://")
     return path if "://" in path else os.path.abspath(path)
 
 
@@ -294,6 +315,8 @@ def _check_form(V: Any) -> None:
 
 
 def _from_dask(V: DaskArray) -> Matrix:
+    if isinstance(V._meta, np.ma.MaskedArray):
+        raise TypeError("V's dask blocks must not be masked arrays: fill them with da.ma.filled")
     if not isinstance(V._meta, np.ndarray):
         kind = f"{type(V._meta).__module__}.{type(V._meta).__name__}"
         raise TypeError(
@@ -306,9 +329,15 @@ def _from_dask(V: DaskArray) -> Matrix:
 def check_apart(out: str, V_uri: str) -> str:
     """The URI of `out`; refuses one inside V, or around it."""
     uri = out if "://" in out else f"file://{out}"
-    if any(f"{a}/".startswith(f"{b}/") for a, b in ((uri, V_uri), (V_uri, uri))):
+    real, V_real = _without_links(uri), _without_links(V_uri)
+    if any(f"{a}/".startswith(f"{b}/") for a, b in ((real, V_real), (V_real, real))):
         raise ValueError(f"out must lie apart from V, got {uri} for V in {V_uri}")
     return uri
+
+
+def _without_links(uri: str) -> str:
+    path = uri.removeprefix("file://")
+    return uri if path == uri else f"file://{os.path.realpath(path)}"
 
 
 def check_reachable(what: str, store: Any, remote: bool) -> None:

@@ -3,8 +3,8 @@
 import errno
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import accumulate
 from typing import TypeVar
@@ -17,6 +17,7 @@ from dask_nmf.checkpoint import Run
 from dask_nmf.errors import PoisonBlock, RunStopped, StorageFailed
 from dask_nmf.fingerprint import identity
 from dask_nmf.init import Given
+from dask_nmf.io import Matrix
 from dask_nmf.losses import Frobenius
 from dask_nmf.output import IN_MEMORY, Output
 from dask_nmf.planner import Job
@@ -38,10 +39,14 @@ logger = logging.getLogger("dask_nmf")
 
 @dataclass(frozen=True)
 class Kept:
-    """Where a run is kept, and how often: sweeps from one commit to the next, None as it pays."""
+    """Where a run is kept.
+
+    identity : of V, as this call found it. every : sweeps between commits, None as they pay.
+    """
 
     output: Output
     run: Run
+    identity: str | None
     every: int | None
 
 
@@ -51,26 +56,31 @@ def run_job(
     """From the first pass, or the last commit, to the result."""
     try:
         with _failures_named(job.plan, kept), job.threads(), job.streamed() as matrix:
-            return _run(replace(job, matrix=matrix), loss, callback, began, kept)
+            return _run(job, matrix, loss, callback, began, kept)
     except Exception:
         if kept is not None:
-            kept.run.ended_by_error()
+            with suppress(OSError):  # the store may be what has failed
+                kept.run.ended_by_error()
         raise
 
 
 def _run(
-    job: Job, loss: Frobenius, callback: Callback | None, began: float, kept: Kept | None
+    job: Job,
+    matrix: Matrix,
+    loss: Frobenius,
+    callback: Callback | None,
+    began: float,
+    kept: Kept | None,
 ) -> Result:
-    """`job.matrix` is V, or V.T, as it is streamed."""
-    matrix, plan, options, solver = job.matrix, job.plan, job.options, job.solver
+    """`matrix` is V, or V.T, as it is streamed."""
+    plan, options, solver = job.plan, job.options, job.solver
     run, once = (kept.run, kept.run.once) if kept else (None, at_once)
     for line in repr(plan).splitlines():
         logger.info(line)
-    now = identity(matrix) if kept else None
     look = partial(_surviving, plan, partial(look_first, matrix, plan, options, solver))
     first = once("first", FirstPass, look)
     state = run.load(first.sketch) if run else None
-    if run and run.recalled and unknown(now, run.record["identity"]):
+    if kept and kept.run.recalled and unknown(kept.identity, kept.run.record["identity"]):
         check_same(matrix, plan, first.sums)
     resumed_from = state.passes if state else None
     if state is None:
@@ -94,10 +104,10 @@ def _run(
     result = _result(job, state, status, resumed_from)
     if kept is None:
         return result
-    if now is not None and identity(matrix) != now:
+    if kept.identity is not None and identity(job.matrix) != kept.identity:
         check_same(matrix, plan, first.sums)
     kept.run.save(state, kept.every, last=True)
-    return _written(result, kept, now, first.sums)
+    return _written(result, kept, first.sums)
 
 
 def _result(job: Job, state: State, status: Status, resumed_from: int | None) -> Result:
@@ -120,17 +130,19 @@ def _result(job: Job, state: State, status: Status, resumed_from: int | None) ->
     )
 
 
-def _written(result: Result, kept: Kept, now: str | None, sums: Sums) -> Result:
+def _written(result: Result, kept: Kept, sums: Sums) -> Result:
     """The result in its place, and the run beside it where a larger budget may go on with it."""
     output, run = kept.output, kept.run
     goes_on = result.status in BUDGET and result.parameters["tol"] > 0
-    about = {"problem": run.record["problem"], "identity": now, "sums": asdict(sums)}
-    about |= {"run": run.name if goes_on else None}
+    about = {"problem": run.record["problem"], "identity": kept.identity, "sums": asdict(sums)}
+    about |= {"run": run.name, "goes_on": goes_on}
     run.check_owner()
-    result = output.write(result, about)
+    result = output.write(result)
+    run.check_owner()  # of two that write the same results the owner says that they are there
+    output.finish(result, about)
     if not goes_on:
         run.delete()
-    output.close()
+    output.consolidate()
     return result
 
 

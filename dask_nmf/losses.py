@@ -70,6 +70,6 @@ def make_loss(loss: str | Frobenius) -> Frobenius:
     """The loss of that name, or the one given."""
     if isinstance(loss, Frobenius):
         return loss
-    if loss not in _BY_NAME:
+    if not isinstance(loss, str) or loss not in _BY_NAME:
         raise ValueError(f"loss must be 'frobenius', the only one yet, got {loss!r}")
     return _BY_NAME[loss]

@@ -44,7 +44,7 @@ def check_options(
         max_passes=check_int(
             "max_passes", max_passes, least, f" (first pass, {start_passes} of the start, a sweep)"
         ),
-        max_seconds=None if max_seconds is None else float(max_seconds),
+        max_seconds=None if max_seconds in (None, float("inf")) else float(max_seconds),
         seed=_seed(seed),
         memory=None if memory is None else parse_memory(memory),
         block_rows=None if block_rows is None else check_int("block_rows", block_rows, 1),
@@ -73,8 +73,8 @@ def _seed(seed: Any) -> int:
 
 def parse_memory(memory: Any) -> int:
     try:
-        count = parse_bytes(memory)
-    except (ValueError, TypeError):
+        count = int(memory) if _is_number(memory) else parse_bytes(memory)
+    except (ValueError, TypeError, OverflowError, AttributeError):  # the last: not even a text
         count = 0
     if count <= 0:
         raise ValueError(f"memory must be bytes or such as '2GiB', got {memory!r}")

@@ -65,11 +65,11 @@ class Output:
             raise type(error)(f"out: cannot write to {self.where}: {error}") from error
         return replace(self, group=group)
 
-    def write(self, result: Result, about: dict[str, Any]) -> Result:
-        """Write the result, its attributes last; what comes back reads W from the group.
+    def write(self, result: Result) -> Result:
+        """Write the arrays of the result; what comes back reads W from the group.
 
         Chunks are written by this process, not by workers, of which one may be stopped and go on
-        much later. about : what the next call needs to know it again.
+        much later.
         """
         self.group.update_attributes({_KEY: {"state": "writing"}})
         for name in list(self.group.array_keys()):
@@ -80,13 +80,15 @@ class Output:
         for name in _HISTORY:
             column = np.array([getattr(record, name) for record in result.history])
             new_array(self.group, name, column.shape, column.dtype, ("pass",))[:] = column
-        result = replace(result, W=lazy(W), H=_small(H), out=self.uri)
+        return replace(result, W=lazy(W), H=_small(H), out=self.uri)
+
+    def finish(self, result: Result, about: dict[str, Any]) -> None:
+        """Write the attributes: now it is there. about : by what the next call knows it again."""
         attributes = _attributes(result) | about
         attributes["digest"] = digest_of(attributes)
         self.group.update_attributes({_KEY: attributes})
-        return result
 
-    def close(self) -> None:
+    def consolidate(self) -> None:
         """One metadata document: xarray warns without, and remote opens are then one request."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Consolidated metadata", category=UserWarning)
@@ -177,8 +179,8 @@ def load_result(group: Any) -> Result:
 # ------------------------------------------------------------------------------------ finding
 def _find(out: Any) -> Any:
     """The group at `out`, None if there is nothing; refuses anything else."""
-    if isinstance(out, zarr.Group):
-        return out
+    if isinstance(out, zarr.Group):  # as it is now, not as it was when it was opened
+        return zarr.open_group(out.store, path=out.path, mode="r")
     path = absolute(out)
     try:
         found = zarr.open(path, mode="r")

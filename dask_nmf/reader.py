@@ -122,7 +122,8 @@ class Reader:
                     block.decode(top, left, payload, layout)
             except (ValueError, RuntimeError, EOFError) as error:
                 raise ValueError(
-                    f"chunk {key!r} of {self.array.store_path} is damaged: {error}"
+                    f"chunk {key!r} of {self.array.store_path} is damaged: {error}; restore it, or "
+                    "make the array anew"
                 ) from error
         assert block is not None
         return block.values
@@ -313,7 +314,9 @@ def stored_share(array: zarr.Array[Any], samples: int = 64) -> tuple[float, floa
     async def sizes() -> list[int]:
         return await asyncio.gather(*(size(key) for key in keys))
 
-    found = np.array(sync(sizes())) / (rows * columns * array.dtype.itemsize)
+    found = np.array(insist(lambda: sync(sizes()), f"asking for sizes in {array.store_path}")) / (
+        rows * columns * array.dtype.itemsize
+    )
     return float(found.mean()), float(found.max())
 
 

@@ -113,7 +113,7 @@ def rechunk(
     ((2, 3), True)
     """
     matrix, out = open_matrix(V, missing), absolute(out)
-    if codec not in _CODECS:
+    if not isinstance(codec, str) or codec not in _CODECS:
         raise ValueError(f"codec must be one of {sorted(_CODECS)}, got {codec!r}")
     scheduler = active_scheduler()
     check_reachable("V", getattr(matrix.source, "store", None), scheduler.remote)

@@ -1,9 +1,10 @@
 """What a call finds at `out`: its own result, its own run to go on with, or something to refuse."""
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dask_nmf.checkpoint import Claim, holds_work, newest_claim
+from dask_nmf.checkpoint import Claim, forget, holds_work, newest_claim
 from dask_nmf.fingerprint import differences, identity, same_sums
 from dask_nmf.io import Matrix
 from dask_nmf.output import Output, load_result
@@ -24,13 +25,14 @@ _STOPPING = ("tol", "max_passes", "max_seconds")
 class Found:
     """result : finished, to be returned as it is. last : the run that was begun there.
 
-    resume : whether to go on with that one. record : what is written of the run.
+    resume : whether to go on with that one. record : what is written of the run. identity : of V.
     """
 
     result: Result | None
     last: Claim | None
     resume: bool
     record: dict[str, Any]
+    identity: str | None
 
 
 def take_up(output: Output, job: Job, problem: dict[str, Any], overwrite: bool) -> Found:
@@ -42,11 +44,8 @@ def take_up(output: Output, job: Job, problem: dict[str, Any], overwrite: bool) 
         If another call's result or unfinished run is there and not `overwrite`; or this call's, but
         of a V that has changed since.
     """
-    record: dict[str, Any] = {
-        "problem": problem,
-        "identity": identity(job.matrix),
-        "plan": job.plan.to_json(),
-    }
+    now = identity(job.matrix)
+    record: dict[str, Any] = {"problem": problem, "identity": now, "plan": job.plan.to_json()}
     record |= {"model": getattr(job.solver, "model", False)}
     saved = output.finished
     last = newest_claim(output.group) if output.group is not None else None
@@ -54,43 +53,48 @@ def take_up(output: Output, job: Job, problem: dict[str, Any], overwrite: bool) 
         return _finished(output, saved, last, job, record)
     ended = saved is not None and last is not None and last.run == saved.get("run")
     if last is None or ended or not holds_work(output.group, last.run):
-        return Found(None, last, False, record)
+        return Found(None, last, False, record, now)
     differ = differences(problem, last.record["problem"])
     if differ and not overwrite:
         raise FileExistsError(
             f"out: {output.uri} holds an unfinished run of another call: {differ}. Make that call "
             "again, choose another place, or pass overwrite=True to drop the run"
         )
-    return Found(None, last, not differ, record if differ else last.record)
+    return Found(None, last, not differ, record if differ else last.record, now)
 
 
 def _finished(
     output: Output, saved: dict[str, Any], last: Claim | None, job: Job, record: dict[str, Any]
 ) -> Found:
+    now = record["identity"]
     where = f"out: {output.uri} holds a finished result (error {saved['error']:.6g})"
     anew = "pass overwrite=True to replace it, or read it with dask_nmf.open_result"
     result = load_result(output.group)
     if differ := differences(record["problem"], saved.get("problem", {})):
         raise FileExistsError(f"{where} of another call, {differ}: {anew}")
-    if unknown(record["identity"], saved["identity"]):
+    if unknown(now, saved["identity"]):
         try:
             check_same(job.side, job.plan, Sums(**saved["sums"]))
         except ValueError as error:
             raise FileExistsError(f"{where}, but {error}: {anew}") from error
+    if last is not None and last.run == saved["run"] and not saved["goes_on"]:
+        with suppress(OSError):  # its call was killed at the very end
+            group = output.writable(remote=False, needs=0).group
+            forget(group.store_path / "run", last.run, last.number)
     wanted = {name: getattr(job.options, name) for name in _STOPPING}
     asked = all(result.parameters[name] == wanted[name] for name in _STOPPING)
     if asked:
-        return Found(result, last, False, record)
+        return Found(result, last, False, record, now)
     status = stop(result.history, job.options, reads=job.plan.reads_per_sweep)
     if status is not Status.RUNNING:
         result = replace(result, status=status, parameters=result.parameters | wanted)
-        return Found(result, last, False, record)
-    if last is None or last.run != saved.get("run"):
+        return Found(result, last, False, record, now)
+    if last is None or last.run != saved["run"] or not saved["goes_on"]:
         raise FileExistsError(
             f"{where} of {_told(result.parameters)}, and what is needed to go on from it to "
             f"{_told(wanted)} is not kept: {anew}"
         )
-    return Found(None, last, True, last.record)
+    return Found(None, last, True, last.record, now)
 
 
 def _told(options: dict[str, Any]) -> str:

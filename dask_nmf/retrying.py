@@ -24,6 +24,13 @@ _FINAL = (
     MemoryError,
     RunStopped,
 )
+_DENIED = {  # obstore's and botocore's, which are no OSErrors
+    "PermissionDeniedError",
+    "UnauthenticatedError",
+    "NoCredentialsError",
+    "PartialCredentialsError",
+    "ProfileNotFound",
+}
 _FINAL_CODES = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES, errno.EPERM}
 
 logger = logging.getLogger("dask_nmf")
@@ -36,18 +43,34 @@ def insist(call: Callable[[], T], what: object) -> T:
     ------
     StorageFailed
         If it does not: chained to the last error.
+    PermissionError
+        If the store says so.
     """
     for pause in (*_PAUSES, None):
         try:
             return call()
         except Exception as error:
+            if type(error).__name__ in _DENIED or _is_bare(error):
+                raise PermissionError(
+                    errno.EACCES, f"{what}: {_told(error)}: are keys and permissions right?"
+                ) from error
             if isinstance(error, _FINAL) or getattr(error, "errno", None) in _FINAL_CODES:
                 raise
             if pause is None:
                 raise StorageFailed(
-                    f"{what} failed {len(_PAUSES) + 1} times, at last with "
-                    f"{type(error).__name__}: {error}"
+                    f"{what} failed {len(_PAUSES) + 1} times, at last with {_told(error)}. When "
+                    "the store answers again, make the same call again"
                 ) from error
-            logger.warning("%s: %s: %s; once more", what, type(error).__name__, error)
+            logger.warning("%s: %s; once more", what, _told(error))
             time.sleep(pause)
     raise AssertionError
+
+
+def _is_bare(error: Exception) -> bool:
+    """A refusal by a server: those of file systems say of which file."""
+    return isinstance(error, PermissionError) and error.filename is None
+
+
+def _told(error: Exception) -> str:
+    """In one line; obstore's go on with pages of internals."""
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"

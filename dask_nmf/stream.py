@@ -345,6 +345,8 @@ def _check_shapes(V: AnyArray, W: AnyArray, H: AnyArray) -> None:
     for name, x in (("V", V), ("W", W), ("H", H)):
         if not isinstance(x, (np.ndarray, da.Array)):
             raise TypeError(f"{name} must be a numpy or dask array, got {type(x).__name__}")
+        if x.dtype.kind not in "fiub":
+            raise TypeError(f"{name} must hold real numbers, got dtype {x.dtype}")
     shapes = V.shape, W.shape, H.shape
     fits = all(len(s) == 2 for s in shapes) and W.shape == (V.shape[0], H.shape[0])
     if not fits or H.shape[1] != V.shape[1]:

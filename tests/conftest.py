@@ -11,6 +11,7 @@ import pytest
 import zarr
 from hypothesis import HealthCheck, settings
 
+from tests import s3
 from tests.stores import CountingStore
 
 # The same cases on every run, and no deadline: a first dask graph takes longer than the others.
@@ -49,6 +50,24 @@ def counted(path: Path, V: Array, chunks: tuple[int, int], **kwargs: Any) -> tup
 def nothing_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """No block of V stays in memory between passes, so that reads can be counted."""
     monkeypatch.setattr("dask_nmf.planner._SPARE", 0)
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[s3.Bucket]:
+    """An S3 server with a bucket."""
+    with s3.serve() as running:
+        yield running
+
+
+@pytest.fixture
+def bucket(server: s3.Bucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[s3.Bucket]:
+    """The bucket, empty, and the environment in which clients find it and do not wait long."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+    monkeypatch.setattr("dask_nmf.retrying._PAUSES", (0.01, 0.01, 0.01, 0.1))
+    with s3.environment(monkeypatch):
+        yield server
+    for key in server.keys():
+        server.delete(key)
 
 
 @pytest.fixture(scope="session")

@@ -177,7 +177,7 @@ def as_dask(draw: Draw, X: Array, call: Call) -> Any:
     if how == "F":
         return V.map_blocks(np.asfortranarray, dtype=X.dtype)
     if how == "matrix":
-        return V.map_blocks(np.matrix, dtype=X.dtype, meta=np.matrix(np.empty((0, 0), X.dtype)))
+        return V.map_blocks(lambda b: b.view(np.matrix), dtype=X.dtype, meta=np.empty((0, 0)))
     if how == "lazy":
         return V.T.rechunk((chunks[1], -1)).T
     if how == "delayed":

@@ -91,7 +91,9 @@ def draw_call(draw: Draw, folder: Path) -> Call:
     options["init"] = init = draw.one(*BAD["init"]) if "init" in bad else draw.one(*INITS)
     if (isinstance(init, str) and init == "given") or "given" in bad:
         options["init"] = _given(draw, call, m, n, int(rank), "given" in bad)
-    passes = getattr(init, "passes", 0) if not isinstance(init, str) else 3 * init.startswith("nn")
+    passes = 3 * init.startswith("nn") if isinstance(init, str) else 0
+    if isinstance(init, dask_nmf.NNDSVD):
+        passes = init.passes
     if (passes and "init" not in bad and "given" not in bad) and rank > least:
         call.wrong.add("init")
     most = 2 + passes + draw.int(0, 6) if draw.chance(0.8) else 2 + passes + draw.int(0, 40)

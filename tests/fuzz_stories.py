@@ -295,7 +295,7 @@ def command(draw: Draw, call: Call) -> str:
     if verb != "rechunk":
         argv += ["--rank", rank, "--init", draw.one("random", "nndsvda", "svd")]
         argv += ["--max-passes", draw.one("6", "9", "1")]
-        good = good and rank in "12" and "svd" not in argv and "1" != argv[-1]
+        good = good and rank in "12" and "svd" not in argv and argv[-1] != "1"
     good = good and "x" not in argv
     with contextlib.redirect_stdout(io.StringIO()) as told, contextlib.redirect_stderr(told):
         try:

@@ -7,13 +7,16 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 
 import pytest
+from zarr.core.sync import sync
+from zarr.storage import FsspecStore, ObjectStore
 
 BUCKET = "bucket"
 KEY, SECRET = "AKIAOURTESTKEY", "a/secret+that+nothing/may+store"
@@ -24,6 +27,7 @@ ENVIRONMENT = {
     "AWS_EC2_METADATA_DISABLED": "true",
     "AWS_CONFIG_FILE": "/nowhere",
     "AWS_SHARED_CREDENTIALS_FILE": "/nowhere",
+    "AWS_MAX_ATTEMPTS": "1",
     "NO_PROXY": "127.0.0.1",
 }
 
@@ -97,7 +101,7 @@ class Proxy(ThreadingHTTPServer):
 
     slow : 503 SlowDown instead of an answer. cut : the connection ends in the middle of a body.
     late : 20 ms. lost : the request is passed on and succeeds, but its answer is not (of a PUT).
-    denied : 403, unless the request is signed with our key. Shares of all requests, in which
+    denied : 403, unless the request is signed with our key. refused : 412. Shares of all requests, in which
     `only` is found; `most` faults in all, after which the proxy only passes on.
     """
 
@@ -152,6 +156,8 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(size)
         if fault == "denied" and f"Credential={KEY}/" not in self.headers.get("Authorization", ""):
             return self._refuse(403, "InvalidAccessKeyId")
+        if fault == "refused":
+            return self._refuse(412, "PreconditionFailed")
         if fault == "slow":
             return self._refuse(503, "SlowDown")
         if fault == "late":
@@ -188,3 +194,61 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: Any) -> None:
         pass
+
+
+# ------------------------------------------------------------------------------- the clients
+@contextmanager
+def environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Keys for all clients, a short patience for s3fs's, which are closed in the end."""
+    s3fs: Any = pytest.importorskip("s3fs")
+    clients: dict[int, Any] = {}
+    connect = s3fs.S3FileSystem.set_session
+
+    async def noted(*args: Any, **kwargs: Any) -> Any:
+        client = await connect(*args, **kwargs)
+        clients[id(client)] = client
+        return client
+
+    async def close() -> None:
+        for client in clients.values():
+            await client.close()
+
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(s3fs.S3FileSystem, "retries", 2)
+    monkeypatch.setattr(s3fs.S3FileSystem, "set_session", noted)
+    s3fs.S3FileSystem.clear_instance_cache()
+    yield
+    s3fs.S3FileSystem.clear_instance_cache()
+    sync(close())
+
+
+def url(path: str) -> str:
+    """For s3fs, which takes keys and server from the environment."""
+    return f"s3://{BUCKET}/{path}"
+
+
+def by_s3fs(server: str, path: str = "", key: str = KEY, secret: str = SECRET) -> Any:
+    """A store of s3fs, with a client of its own."""
+    options = {"endpoint_url": server, "key": key, "secret": secret, "skip_instance_cache": True}
+    return FsspecStore.from_url(url(path).rstrip("/"), storage_options=options)
+
+
+def by_obstore(server: str, path: str = "", key: str = KEY, secret: str = SECRET) -> Any:
+    """A store of obstore, which gives up soon."""
+    stores: Any = pytest.importorskip("obstore.store")
+    waits = {"init_backoff": timedelta(milliseconds=5), "max_backoff": timedelta(milliseconds=50)}
+    store = stores.S3Store(
+        BUCKET,
+        prefix=path or None,
+        endpoint=server,
+        access_key_id=key,
+        secret_access_key=secret,
+        region="us-east-1",
+        client_options={"allow_http": True},
+        retry_config={"max_retries": 2, "backoff": waits | {"base": 2}},
+    )
+    return ObjectStore(store)
+
+
+CLIENTS: dict[str, Callable[..., Any]] = {"s3fs": by_s3fs, "obstore": by_obstore}

@@ -79,6 +79,7 @@ def test_values_out_of_range(scale: float, dtype: str) -> None:
         ({"rank": 2.0}, TypeError, "rank must be an int, got 2.0"),
         ({"rank": True}, TypeError, "rank must be an int, got True"),
         ({"loss": "kl"}, ValueError, "loss must be 'frobenius', the only one yet, got 'kl'"),
+        ({"loss": ["kl"]}, ValueError, "loss must be 'frobenius', the only one yet, got .'kl'"),
         ({"solver": "cd"}, ValueError, r"solver must be one of \['auto', 'hals', 'mu'\].*'cd'"),
         ({"solver": dask_nmf.HALS}, TypeError, "solver must be a name or an object"),
         ({"solver": 3}, TypeError, "solver must be a name or an object"),
@@ -100,9 +101,13 @@ def test_values_out_of_range(scale: float, dtype: str) -> None:
         ({"seed": 2**64}, ValueError, r"seed must be below 2\*\*64"),
         ({"memory": "lots"}, ValueError, "memory must be bytes or such as '2GiB', got 'lots'"),
         ({"memory": 0}, ValueError, "memory must be bytes or such as '2GiB', got 0"),
+        ({"memory": float("inf")}, ValueError, "memory must be bytes or such as '2GiB', got inf"),
+        ({"memory": [1]}, ValueError, r"memory must be bytes or such as '2GiB', got \[1\]"),
+        ({"overwrite": "no"}, TypeError, "overwrite must be True or False, got 'no'"),
         ({"memory": "1MB"}, ValueError, "memory=.* is too small: blocks of .*Raise memory= to"),
         ({"block_rows": 0}, ValueError, "block_rows must be at least 1, got 0"),
         ({"missing": "skip"}, ValueError, "missing must be 'error' or 'zero', got 'skip'"),
+        ({"missing": np.ones(2)}, ValueError, "missing must be 'error' or 'zero', got array"),
         ({"callback": 3}, TypeError, "callback must be callable, got 3"),
         ({"out": 3}, TypeError, "out must be a path, a URL or a zarr group, got int"),
     ],
@@ -112,6 +117,41 @@ def test_options(options: dict[str, Any], error: type[Exception], text: str) -> 
     rank = options.pop("rank", 2)
     with pytest.raises(error, match=text):
         dask_nmf.factorize(V, rank, **options)
+
+
+def test_numbers_of_other_kinds() -> None:
+    """No limit is as good as none; what counts bytes need not be Python's."""
+    result = dask_nmf.factorize(V, 2, memory=np.int64(2**31), max_seconds=float("inf"))
+    assert result.plan is not None
+    assert result.plan.memory == 2**31
+    assert result.summary()["max_seconds"] is None
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (scipy.sparse.csr_array, r"is a csr_array, not a dense numpy array"),
+        (lambda b: np.ma.masked_less(b, 0.5), "is a MaskedArray, not a dense numpy array"),
+        (lambda b: b[:-1], r"has shape \(19, 12\), not \(20, 12\)"),
+        (lambda b: b.ravel(), r"has shape \(240,\), not \(20, 12\)"),
+        (lambda b: b + 1j, "holds complex128, not float64"),
+        (lambda b: b.astype(str), "holds <U32, not float64"),
+    ],
+)
+@pytest.mark.parametrize("rows", [20, 40])
+def test_dask_blocks_that_are_not_what_was_said(change: Any, text: str, rows: int) -> None:
+    X = da.from_array(V, chunks=(20, 12)).map_blocks(change, dtype=float, meta=np.empty((0, 0)))
+    with pytest.raises(TypeError, match=f"V's dask block .*{text}"):
+        dask_nmf.factorize(X, 2, block_rows=rows)
+
+
+def test_dask_blocks_of_the_matrix_class() -> None:
+    """What ``todense`` of a sparse array gives; its ``*`` is a matrix product."""
+    X = da.from_array(V, chunks=(20, 12))
+    Y = X.map_blocks(lambda b: b.view(np.matrix), dtype=float, meta=np.empty((0, 0)))
+    for solver in ("hals", "mu"):
+        found = [dask_nmf.factorize(x, 2, solver=solver, tol=0, max_passes=4) for x in (X, Y)]
+        assert found[0].error == found[1].error
 
 
 @pytest.mark.parametrize(
@@ -126,6 +166,9 @@ def test_options(options: dict[str, Any], error: type[Exception], text: str) -> 
         (V[:, :2] * 0, V[:2], ValueError, "W0 is full of zeros"),
         (V[:, :2], V[:2] * 0, ValueError, "H0 is full of zeros"),
         (V[:, :2] + 0j, V[:2], TypeError, "W0 must hold real numbers, got dtype complex128"),
+        (scipy.sparse.csr_array(V[:, :2]), V[:2], TypeError, "W0 must be a numpy.*, got csr_array"),
+        (V[:, :2], scipy.sparse.csr_array(V[:2]), TypeError, "H0 must be a numpy.*, got csr_array"),
+        (V[:, :2], np.ma.masked_less(V[:2], 0.5), TypeError, "H0 must be .*, got MaskedArray"),
     ],
 )
 def test_starts(W: Any, H: Any, error: type[Exception], text: str) -> None:
@@ -139,6 +182,8 @@ def test_half_steps_check_what_they_get() -> None:
             update(V, V[:, :2], V[:3])
         with pytest.raises(TypeError, match="V must be a numpy or dask array, got list"):
             update(V.tolist(), V[:, :2], V[:2])
+        with pytest.raises(TypeError, match="H must hold real numbers, got dtype complex128"):
+            update(V, V[:, :2], V[:2] + 1j)
 
 
 def test_paths(tmp_path: Path) -> None:

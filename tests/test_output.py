@@ -205,9 +205,28 @@ def test_a_group_in_memory_and_a_group_in_a_store(tmp_path: Path) -> None:
     group: Any = zarr.group(zarr.storage.MemoryStore())
     result = dask_nmf.factorize(V, 2, out=group, **FEW)
     assert np.array_equal(group["W"][:], result.W.compute())
+    assert dask_nmf.factorize(V, 2, out=group, **FEW).resumed_from == result.history[-1].passes
     inner = zarr.create_group(tmp_path / "many.zarr").create_group("run1")
     result = dask_nmf.factorize(V, 2, out=inner, **FEW)
     assert np.array_equal(dask_nmf.open_result(tmp_path / "many.zarr" / "run1").H, result.H)
+
+
+def test_a_file_URL_is_its_path(tmp_path: Path) -> None:
+    zarr.create_array(tmp_path / "V.zarr", data=V)
+    url = f"file://{tmp_path}/out.zarr"
+    result = dask_nmf.factorize(f"file://{tmp_path}/V.zarr", 2, out=url, **FEW)
+    assert result.out == url
+    assert np.array_equal(dask_nmf.open_result(tmp_path / "out.zarr").H, result.H)
+    with pytest.raises(ValueError, match="out must lie apart from V"):
+        dask_nmf.factorize(tmp_path / "V.zarr", 2, out=f"file://{tmp_path}/V.zarr/results")
+
+
+def test_out_inside_V_by_way_of_a_link(tmp_path: Path) -> None:
+    zarr.create_array(tmp_path / "V.zarr", data=V)
+    (tmp_path / "link").symlink_to(tmp_path / "V.zarr")
+    for place, out in (("V.zarr", "link"), ("link", "V.zarr")):
+        with pytest.raises(ValueError, match="out must lie apart from V"):
+            dask_nmf.factorize(tmp_path / place, 2, out=tmp_path / out / "results")
 
 
 def test_on_every_scheduler(tmp_path: Path, scheduler: str) -> None:
@@ -242,6 +261,8 @@ def test_no_result_there(tmp_path: Path) -> None:
     zarr.create_group(tmp_path / "theirs.zarr")
     with pytest.raises(FileNotFoundError, match="no dask_nmf result at"):
         dask_nmf.open_result(tmp_path / "theirs.zarr")
+    with pytest.raises(TypeError, match="out must be a path or a URL, got int"):
+        dask_nmf.open_result(3)
 
 
 def test_a_warning_turned_into_an_error_loses_nothing(tmp_path: Path) -> None:

@@ -196,6 +196,10 @@ def test_bad_input(tmp_path: Path, tight: None) -> None:
     ):
         with pytest.raises(ValueError, match=text):
             rechunk(path, tmp_path / "copy.zarr", **options)
+    with pytest.raises(ValueError, match="codec must be one of"):
+        rechunk(path, tmp_path / "copy.zarr", codec=["lz4"])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="out must be a path or a URL, got Group"):
+        rechunk(path, zarr.create_group(zarr.storage.MemoryStore()))  # type: ignore[arg-type]
     for out in (path / "c", tmp_path):
         with pytest.raises((ValueError, OSError), match="apart from V|holds something"):
             rechunk(path, out)

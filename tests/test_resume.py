@@ -110,6 +110,7 @@ def test_between_any_two_steps(
     assert fuse.calls == number
     found = dask_nmf.factorize(V, 5, out=tmp_path / "out.zarr", **FEW)
     assert_same(found, expected)
+    assert not (tmp_path / "out.zarr" / "run").exists()
 
 
 @pytest.mark.parametrize("step", ["nndsvd-1", "nndsvd-2", "products", "first"])
