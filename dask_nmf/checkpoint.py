@@ -30,17 +30,7 @@ from zarr.core.sync import sync
 from zarr.storage import FsspecStore, StorePath, WrapperStore
 
 from dask_nmf.blocks import Grid, even
-from dask_nmf.commits import (
-    SPOILT,
-    Damaged,
-    create,
-    get,
-    new_array,
-    open_array,
-    open_group,
-    put,
-    read,
-)
+from dask_nmf.commits import Damaged, create, get, new_array, open_array, open_group, put, read
 from dask_nmf.errors import RunTakenOver
 from dask_nmf.io import open_matrix
 from dask_nmf.retrying import insist
@@ -279,7 +269,7 @@ class Run:
             if list(W.shape) != commit["shape"]:
                 raise Damaged(f"W is of shape {W.shape}, not {commit['shape']}")
             compute(W.map_blocks(_touch, chunks=(1, 1), dtype="u1", meta=np.empty((0, 0), "u1")))
-        except SPOILT as error:
+        except ValueError as error:
             raise Damaged(f"W of {self._group.store_path} is damaged or gone: {error}") from error
         ahead = bare.ahead
         if ahead is not None:

@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import logging
+from contextlib import suppress
 from functools import partial
 from typing import Any
 from zipfile import BadZipFile
@@ -54,10 +55,8 @@ def create(place: StorePath, content: dict[str, Any]) -> bool:
     """
     body = _document(content)
     path = place / _NODE
-    try:
+    with suppress(FileExistsError):  # perhaps by this call: clients ask again for a lost answer
         insist(lambda: sync(_create_only(path.store, path.path, body)), f"creating {place}")
-    except FileExistsError:
-        pass  # perhaps this call's: a client asks again when the answer is lost
     return bool(_bytes(path) == body)
 
 
@@ -154,7 +153,10 @@ def open_array(group: Any, name: str) -> Any:
     """
     place = group.store_path / name
     try:
-        return insist(lambda: zarr.open_array(place, mode="r"), f"opening {place}")
+        array = insist(lambda: zarr.open_array(place, mode="r"), f"opening {place}")
+        if 0 in array.chunks:
+            raise ValueError("its chunks are empty")
+        return array
     except SPOILT as error:
         raise Damaged(f"{place} is damaged or gone: {error!r}") from error
 

@@ -276,6 +276,8 @@ def absolute(path: str | os.PathLike[str]) -> str:
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"out must be a path or a URL, got {type(path).__name__}")
     path = os.fspath(path).removeprefix("file://")
+    if "\0" in path:
+        raise ValueError(f"the path of out or V must not hold a NUL, got {path!r}")
     return path if "://" in path else os.path.abspath(path)
 
 

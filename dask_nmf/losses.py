@@ -22,7 +22,8 @@ class Frobenius:
             start, cross, D = products.residual, products.WtR, _float64(H) - _float64(H_old)
         else:
             start, cross, D = sums.squares, products.WtV, _float64(H)
-        squared = start - 2 * np.vdot(cross, D) + np.vdot(products.WtW, D @ D.T)
+        with np.errstate(over="ignore", invalid="ignore"):  # the sweep refuses what is not finite
+            squared = start - 2 * np.vdot(cross, D) + np.vdot(products.WtW, D @ D.T)
         return relative(float(squared), sums)
 
     def kkt(self, sums: Sums, products: Products, H: Array) -> float:

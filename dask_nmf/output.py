@@ -4,6 +4,7 @@ import os
 import shutil
 import warnings
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -15,16 +16,18 @@ from dask.utils import format_bytes
 
 from dask_nmf.blocks import even
 from dask_nmf.checkpoint import lazy
-from dask_nmf.commits import digest_of, new_array
+from dask_nmf.commits import SPOILT, digest_of, new_array
 from dask_nmf.io import absolute, check_apart, check_reachable
 from dask_nmf.plans import Plan
-from dask_nmf.reader import Reader, absent
+from dask_nmf.reader import Reader
 from dask_nmf.result import Result
+from dask_nmf.retrying import insist
 from dask_nmf.stopping import Status
 from dask_nmf.types import SweepRecord
 
 _KEY = "dask_nmf"  # the attribute that marks a group as ours; its "state" is written last
 _CHUNK_BYTES = 2**24
+_MEND = "restore it, or call factorize again with overwrite=True"
 IN_MEMORY = 2**28  # bytes up to which H is a numpy array also where it is the large factor
 _HISTORY = tuple(field.name for field in fields(SweepRecord) if field.name != "sweep")
 
@@ -54,11 +57,13 @@ class Output:
         check_space(self.where, needs)
         try:
             if self.group is None:
-                zarr.create_group(self.where, zarr_format=3)
+                make = partial(zarr.open_group, self.where, mode="a", zarr_format=3)
+                insist(make, f"creating {self.where}")
             # Not by the consolidated metadata: what is written next would not be in it.
             given = isinstance(self.where, zarr.Group)
             store, path = (self.where.store, self.where.path) if given else (self.where, None)
-            group = zarr.open_group(store, path=path, mode="r+", use_consolidated=False)
+            find = partial(zarr.open_group, store, path=path, mode="r+", use_consolidated=False)
+            group = insist(find, f"opening {self.where}")
             check_reachable("out", group.store, remote)
             _check_writable(group)
         except OSError as error:
@@ -71,28 +76,30 @@ class Output:
         Chunks are written by this process, not by workers, of which one may be stopped and go on
         much later.
         """
-        self.group.update_attributes({_KEY: {"state": "writing"}})
+        _set_attributes(self.group, {"state": "writing"})
         for name in list(self.group.array_keys()):
-            del self.group[name]
+            insist(partial(self.group.__delitem__, name), f"deleting {name} of {self.uri}")
         with dask.config.set(scheduler="threads"):
             W = _write_factor(self.group, "W", result.W, ("row", "component"))
             H = _write_factor(self.group, "H", result.H, ("component", "column"))
         for name in _HISTORY:
             column = np.array([getattr(record, name) for record in result.history])
-            new_array(self.group, name, column.shape, column.dtype, ("pass",))[:] = column
+            array = new_array(self.group, name, column.shape, column.dtype, ("pass",))
+            _Insisting(array)[:] = column
         return replace(result, W=lazy(W), H=_small(H), out=self.uri)
 
     def finish(self, result: Result, about: dict[str, Any]) -> None:
         """Write the attributes: now it is there. about : by what the next call knows it again."""
         attributes = _attributes(result) | about
         attributes["digest"] = digest_of(attributes)
-        self.group.update_attributes({_KEY: attributes})
+        _set_attributes(self.group, attributes)
 
     def consolidate(self) -> None:
         """One metadata document: xarray warns without, and remote opens are then one request."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Consolidated metadata", category=UserWarning)
-            zarr.consolidate_metadata(self.group.store, path=self.group.path)
+            merge = partial(zarr.consolidate_metadata, self.group.store, path=self.group.path)
+            insist(merge, f"consolidating {self.uri}")
 
 
 def open_output(out: Any, V_uri: str) -> Output:
@@ -148,17 +155,15 @@ def load_result(group: Any) -> Result:
     saved: Any = group.attrs[_KEY]
     if digest_of({k: v for k, v in saved.items() if k != "digest"}) != saved.get("digest"):
         raise ValueError(
-            f"the attributes of {group.store_path} are not those that were written: restore them, "
-            "or call factorize again with overwrite=True"
+            f"the attributes of {group.store_path} are not those that were written: {_MEND}"
         )
     (m, n), k, dtype = saved["parameters"]["shape"], saved["rank"], saved["parameters"]["dtype"]
     passes = (saved["sweeps"],)
     shapes = {"W": (m, k), "H": (k, n)} | dict.fromkeys(_HISTORY, passes)
     for name, shape in shapes.items():
-        if name not in group or group[name].shape != shape:
-            raise ValueError(f"{name} of {group.store_path} is gone, or is not of shape {shape}")
-    if {str(group[name].dtype) for name in ("W", "H")} != {dtype}:
-        raise ValueError(f"W and H of {group.store_path} are not of dtype {dtype}")
+        found = _member(group, name)
+        if found.shape != shape or (name in "WH" and str(found.dtype) != dtype):
+            raise ValueError(f"{found.store_path} is not of shape {shape} or type {dtype}: {_MEND}")
     columns = [_column(group[name]) for name in _HISTORY]
     history = tuple(
         SweepRecord(sweep, **dict(zip(_HISTORY, row, strict=True)))
@@ -183,7 +188,7 @@ def _find(out: Any) -> Any:
         return zarr.open_group(out.store, path=out.path, mode="r")
     path = absolute(out)
     try:
-        found = zarr.open(path, mode="r")
+        found = insist(lambda: zarr.open(path, mode="r"), f"opening {path}")
     except FileNotFoundError:
         if os.path.isfile(path) or (os.path.isdir(path) and os.listdir(path)):
             raise FileExistsError(
@@ -192,6 +197,11 @@ def _find(out: Any) -> Any:
         return None
     except NotADirectoryError as error:
         raise NotADirectoryError(f"out: cannot write to {path!r}: {error}") from error
+    except SPOILT as error:
+        raise ValueError(
+            f"out: the zarr.json of {path!r} is damaged ({error!r}): restore it, or choose another "
+            "place"
+        ) from error
     if not isinstance(found, zarr.Group):
         raise FileExistsError(f"out: {path!r} is a zarr array, not a group: choose another path")
     return found
@@ -223,13 +233,27 @@ def check_space(
 def _check_writable(group: Any) -> None:
     """Better known before the work than after it; a finished result is not touched."""
     if group.attrs.get(_KEY, {}).get("state") != "finished":
-        group.update_attributes({_KEY: {"state": "running"}})
+        _set_attributes(group, {"state": "running"})
     root = getattr(group.store, "root", None)
     if root is not None and not os.access(os.path.join(root, group.path), os.W_OK):
         raise PermissionError("permission denied")
 
 
 # ------------------------------------------------------------------------------------ writing
+def _set_attributes(group: Any, saved: dict[str, Any]) -> None:
+    insist(lambda: group.update_attributes({_KEY: saved}), f"writing {group.store_path}")
+
+
+class _Insisting:
+    """What dask writes to: a store that errs is asked again."""
+
+    def __init__(self, array: Any) -> None:
+        self.array, self.shape, self.dtype = array, array.shape, array.dtype
+
+    def __setitem__(self, index: Any, values: Any) -> None:
+        insist(lambda: self.array.__setitem__(index, values), f"writing to {self.array.store_path}")
+
+
 def _write_factor(group: Any, name: str, factor: Any, dims: Any) -> Any:
     """W or H in chunks of up to 16 MiB along its long side: whole blocks where they are even."""
     axis = dims.index("component") ^ 1
@@ -243,7 +267,7 @@ def _write_factor(group: Any, name: str, factor: Any, dims: Any) -> Any:
     array = new_array(group, name, factor.shape, factor.dtype, dims, chunks)
     # One task per chunk of the array: no two write the same one.
     factor = factor.rechunk({axis: even(size, step), 1 - axis: -1})
-    da.store(factor, array, lock=False)
+    da.store(factor, _Insisting(array), lock=False)
     return array
 
 
@@ -256,10 +280,26 @@ def _small(array: Any) -> Any:
 
 def _column(array: Any) -> list[Any]:
     """A column of the history; an absent chunk is damage, not zeros."""
-    if array.nchunks_initialized < array.nchunks:
-        raise ValueError(absent("c/0", array.store_path))
-    values: list[Any] = array[:].tolist()
+    try:
+        made = insist(lambda: array.nchunks_initialized, f"listing {array.store_path}")
+        if made < array.nchunks:
+            raise ValueError("it is gone")
+        values: list[Any] = insist(lambda: array[:], f"reading {array.store_path}").tolist()
+    except SPOILT as error:
+        raise ValueError(
+            f"chunk 'c/0' of {array.store_path} is damaged or gone: {error}; {_MEND}"
+        ) from error
     return values
+
+
+def _member(group: Any, name: str) -> Any:
+    """An array of the results."""
+    try:
+        return insist(lambda: group[name], f"opening {group.store_path}/{name}")
+    except SPOILT as error:
+        raise ValueError(
+            f"{group.store_path}/{name} is damaged or gone: {error!r}; {_MEND}"
+        ) from error
 
 
 def _attributes(result: Result) -> dict[str, Any]:

@@ -9,9 +9,11 @@ import asyncio
 import mmap
 import os
 import time
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from gzip import BadGzipFile
 from itertools import product
 from math import prod
 from typing import Any
@@ -36,6 +38,7 @@ _OWN_PAGES = 2**20  # from here on a block gets pages of its own, given back whe
 _MAPPED_BYTES = 2**22  # smaller files are read: that is faster than to map them
 _ABSENT = 2**64 - 1  # in the index of a shard
 _SECOND_LOOK = 0.2  # seconds
+_DAMAGED = (ValueError, RuntimeError, EOFError, BadGzipFile, zlib.error)  # raised by decoders
 _METADATA = ("zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata")
 
 
@@ -120,7 +123,7 @@ class Reader:
                     self._decode_shard(block, top, left, payload, layout)
                 elif payload is not into:
                     block.decode(top, left, payload, layout)
-            except (ValueError, RuntimeError, EOFError) as error:
+            except _DAMAGED as error:
                 raise ValueError(
                     f"chunk {key!r} of {self.array.store_path} is damaged: {error}; restore it, or "
                     "make the array anew"
@@ -177,7 +180,16 @@ class Reader:
             path = StorePath(_Strict(store), array.store_path.path)
             array = zarr.Array(zarr.AsyncArray(metadata=array.metadata, store_path=path))
         read: Any = empty((rows[1] - rows[0], columns[1] - columns[0]), array.dtype)
-        array.get_basic_selection((slice(*rows), slice(*columns)), out=NDBuffer(read))
+        try:
+            array.get_basic_selection((slice(*rows), slice(*columns)), out=NDBuffer(read))
+        except Absent:
+            raise
+        except _DAMAGED as error:
+            raise ValueError(
+                f"a chunk of {self.array.store_path} in rows {rows[0]:,} to {rows[1]:,}, columns "
+                f"{columns[0]:,} to {columns[1]:,} is damaged: {error}; restore it, or make the "
+                "array anew"
+            ) from error
         return np.require(read, dtype=self.dtype, requirements=["C", "A"])
 
 
@@ -314,9 +326,8 @@ def stored_share(array: zarr.Array[Any], samples: int = 64) -> tuple[float, floa
     async def sizes() -> list[int]:
         return await asyncio.gather(*(size(key) for key in keys))
 
-    found = np.array(insist(lambda: sync(sizes()), f"asking for sizes in {array.store_path}")) / (
-        rows * columns * array.dtype.itemsize
-    )
+    stored = insist(lambda: sync(sizes()), f"asking for sizes in {array.store_path}")
+    found = np.array(stored) / (rows * columns * array.dtype.itemsize)
     return float(found.mean()), float(found.max())
 
 
@@ -327,13 +338,17 @@ def absent(key: str, store: Any) -> str:
     )
 
 
+class Absent(ValueError):
+    """A chunk is not there."""
+
+
 class _Strict(WrapperStore[Any]):
     """A store in which an absent chunk is an error, for arrays that zarr reads."""
 
     async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
         value = await self._store.get(key, prototype, byte_range)
         if value is None and key.rsplit("/", 1)[-1] not in _METADATA:
-            raise ValueError(absent(key, self._store))
+            raise Absent(absent(key, self._store))
         return value
 
 

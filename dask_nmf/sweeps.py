@@ -105,8 +105,9 @@ def next_sweep(
     error, passes = loss.error(sums, made, old, H), state.passes + grid.reads_per_sweep
     if not np.isfinite(error):
         raise ValueError(
-            f"the error of sweep {number} is {error}: V was finite and non-negative in the first "
-            "pass and has been changed since"
+            f"the error of sweep {number} is {error}: V's entries, from nearly 0 to "
+            f"{sums.maximum:.3g}, are too different for sums in float64 (or V has been changed "
+            "since the first pass): clip or scale them, or take another start"
         )
     if error < close and not residual:  # this close the sums cancel: measure it, once
         error = relative(squared_residual(matrix.blocks(grid), W, H), sums)

@@ -45,7 +45,8 @@ def partial_gram(F: Array) -> Any:
 @single_threaded
 def improve_block(F: Array, numer: Array, gram: Array, solver: Solver) -> Array:
     F, numer, gram = aligned(F), aligned(numer), aligned(gram)
-    improved: Array = solver.improve(F, numer, gram).astype(factor_dtype(F), copy=False)
+    with np.errstate(over="ignore", invalid="ignore"):  # as in `product`
+        improved: Array = solver.improve(F, numer, gram).astype(factor_dtype(F), copy=False)
     return improved
 
 

@@ -202,4 +202,4 @@ class State:
 
 def working_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """The dtype of W, H and of V's blocks: float32 stays float32, all else becomes float64."""
-    return np.dtype(np.float32 if dtype == np.float32 else np.float64)
+    return np.dtype(np.float32 if dtype.newbyteorder("=") == np.float32 else np.float64)

@@ -45,7 +45,8 @@ def compute(*collections: Any) -> tuple[Any, ...]:
         with _told_when_stuck():
             return tuple(dask.compute(*collections))
     with _releasing() as ours, _losses_named(client):
-        ours += client.compute(list(collections))
+        with _sending():
+            ours += client.compute(list(collections))
         return tuple(_results(client, ours))
 
 
@@ -57,7 +58,8 @@ def hold(held: Any, *collections: Any) -> tuple[Any, tuple[Any, ...]]:
             held, *rest = dask.persist(held, *collections)
             return held, tuple(dask.compute(*rest))
     with _releasing() as ours, _losses_named(client):
-        held, *rest = dask.persist(held, *collections)
+        with _sending():
+            held, *rest = dask.persist(held, *collections)
         ours += _futures(held)
         results = client.compute(list(rest))
         ours += results
@@ -92,11 +94,14 @@ def _futures(held: Any) -> list[Any]:
 # ------------------------------------------------------------------------------- on a cluster
 def _results(client: Any, futures: list[Any]) -> list[Any]:
     from distributed import wait
+    from distributed.comm import CommClosedError
     from distributed.utils import TimeoutError as TimedOut
 
     watch, pending = _Watch(client), list(futures)
     with _seceded():
         while pending:
+            if client.status in ("closing", "closed"):  # its scheduler has not come back
+                raise CommClosedError("its client has closed")
             try:
                 done, left = wait(pending, timeout=_POLL, return_when="FIRST_COMPLETED")
             except (TimedOut, TimeoutError):
@@ -107,6 +112,11 @@ def _results(client: Any, futures: list[Any]) -> list[Any]:
                 break
         results: list[Any] = client.gather(futures)
     return results
+
+
+def _sending() -> Any:
+    """H goes with the graph, once, and on from worker to worker: dask need not warn of its size."""
+    return dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 TB"})
 
 
 @contextmanager
@@ -127,21 +137,22 @@ def _losses_named(client: Any) -> Iterator[None]:
     from distributed import KilledWorker
     from distributed.comm import CommClosedError
 
+    address = getattr(client.scheduler, "address", "an unknown address")  # gone when it closes
     try:
         yield
     except KilledWorker as error:
         raise PoisonBlock(str(error), error.task) from error
     except (CancelledError, CommClosedError) as error:
-        raise ClusterLost(_lost(client, error)) from error
+        raise ClusterLost(_lost(address, error)) from error
     except (OSError, TimeoutError) as error:
         if client.status == "running":  # a task's own
             raise
-        raise ClusterLost(_lost(client, error)) from error
+        raise ClusterLost(_lost(address, error)) from error
 
 
-def _lost(client: Any, error: BaseException) -> str:
+def _lost(address: str, error: BaseException) -> str:
     return (
-        f"the scheduler at {client.scheduler.address} was lost, or dropped the work: "
+        f"the scheduler at {address} was lost, or dropped the work: "
         f"{type(error).__name__}: {error}. Start a cluster and make the same call again"
     )
 

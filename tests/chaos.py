@@ -28,11 +28,13 @@ from typing import Any
 
 import zarr
 from zarr.codecs import Crc32cCodec
+from zarr.storage import LocalStore
 
 from dask_nmf.blocks import Grid, even
 from tests.conftest import low_rank
 from tests.mishaps import damage, fill, mounted, unmounted
 from tests.processes import Call, Outcome, Process, Processes
+from tests.stores import SlowStore
 
 LIMIT = 100.0  # seconds for a trial; then it hangs
 RESTARTS = 25
@@ -51,6 +53,7 @@ class Trial:
     def __init__(self, seed: int, folder: Path, events: list[str] | None = None) -> None:
         self.random, self.folder = Random(seed), folder
         self.seed, self.restarts, self.began = seed, 0, time.monotonic()
+        self.V: Any = folder / "V.zarr"
         self.call, self.size = self._call()
         names = sorted(EVENTS)
         drawn = [self.random.choice(names) for _ in range(self.random.randint(2, 5))]
@@ -87,8 +90,10 @@ class Trial:
         zarr.create_array(self.folder / "V.zarr", data=V, chunks=chunk, compressors=[Crc32cCodec()])
         slow = random.choice([0.0, 0.01, 0.02, 0.03])
         kept = random.random() < 0.2
-        call = Call(self.folder / "V.zarr", random.randint(2, 6), grid, options, None, slow, kept)
-        return call, random.randint(1, 3)
+        V: Any = self.V
+        if slow:
+            V = zarr.open_array(SlowStore(LocalStore(self.V), slow), mode="r")
+        return Call(V, random.randint(2, 6), grid, options, None, kept), random.randint(1, 3)
 
     # ------------------------------------------------------------------------------ the course
     def run(self) -> None:
@@ -99,7 +104,7 @@ class Trial:
         Failed
         """
         with self.processes:
-            self.expected = self._settled(replace(self.call, slow=0.0), "the undisturbed run")
+            self.expected = self._settled(replace(self.call, V=self.V), "the undisturbed run")
             disk = "full_disk" in self.events and mounted(self.folder / "disk")
             try:
                 out = self.folder / "disk" / "out.zarr" if disk else self.folder / "out.zarr"
@@ -285,9 +290,9 @@ class Trial:
 
     def damaged_V(self) -> None:
         """A chunk of V, for a while."""
-        files = sorted(path for path in (self.call.V / "c").rglob("*") if path.is_file())
+        files = sorted(path for path in (self.V / "c").rglob("*") if path.is_file())
         path = self.random.choice(files)
-        key = path.relative_to(self.call.V).as_posix()
+        key = path.relative_to(self.V).as_posix()
         copy = self.folder / f"V-{len(self.done)}"
         if key in self.V_trouble:  # once is enough
             return

@@ -202,9 +202,9 @@ def as_wrong_dask(draw: Draw, X: Array, call: Call) -> Any:
     if how == "unknown":
         return V[V[:, 0] >= 0]
     if how == "sparse told":
-        return V.map_blocks(scipy.sparse.csr_array)
+        return V.astype(float).map_blocks(scipy.sparse.csr_array)
     change: dict[str, Callable[[Any], Any]] = {
-        "sparse": scipy.sparse.csr_array,
+        "sparse": lambda b: scipy.sparse.csr_array(b.astype(float)),
         "short": lambda b: b[:-1],
         "complex": lambda b: b + 1j,
         "masked": lambda b: np.ma.masked_array(b, b > b.min()),
@@ -270,10 +270,12 @@ def _keys(array: Any) -> list[str]:
 
 
 def _damage(draw: Draw, path: Path, array: Any, call: Call) -> None:
-    """A chunk cut short; uncompressed or not, that is seen."""
+    """A chunk cut short, or, where it is compressed, with other bytes at its start."""
     file = path / array.metadata.encode_chunk_key((0, 0))
     if file.exists():
-        file.write_bytes(file.read_bytes()[: draw.int(0, 3)])
+        body = file.read_bytes()
+        cut = not array.compressors or draw.chance(0.5)
+        file.write_bytes(body[: draw.int(0, 3)] if cut else b"????????" + body[8:])
         call.late.add("chunk")
         call.kind += " damaged"
 
@@ -343,6 +345,8 @@ def draw_V(draw: Draw, call: Call, bad: bool) -> None:
     if draw.chance(0.6):
         m, n = draw.int(5, 60), draw.int(3, 40)
     call.kind, X = entries(draw, m, n)
+    if call.kind == "huge" and X.max() > 1e30:  # so much that sums lose all else
+        call.doubtful.add("V")
     dtype = np.dtype(draw.one(*REAL))
     fault = draw.one("entry", "entry", "dtype", "blocks", "nothing", "nothing") if bad else ""
     X = as_dtype(X, dtype)
@@ -355,7 +359,7 @@ def draw_V(draw: Draw, call: Call, bad: bool) -> None:
         X = np.ones((m, n), dtype)
         call.wrong.add("V")
     call.kind += f" {dtype.str}"
-    call.shape, call.dtype = X.shape, np.dtype("f4" if dtype == np.float32 else "f8")
+    call.shape, call.dtype = X.shape, np.dtype("f4" if dtype.str[1:] == "f4" else "f8")
     if fault in ("", "entry", "dtype"):
         ways = [as_numpy, as_dask, as_zarr, as_zarr] if dtype.kind not in "OM" else [as_numpy]
         way: Any = draw.one(*ways)
@@ -366,19 +370,19 @@ def draw_V(draw: Draw, call: Call, bad: bool) -> None:
             read_zarr(call, call.V)
         else:
             call.dense = X.astype(float)
-        _check_range(call, dtype)
+        _check_range(call)
     else:
         call.V = (as_wrong_dask if fault == "blocks" else as_nothing)(draw, X, call)
 
 
-def _check_range(call: Call, dtype: np.dtype[Any]) -> None:
+def _check_range(call: Call) -> None:
     """Predict what `factorize` documents of V's entries and their range."""
     if call.dense is None:
         return
     if not (np.isfinite(call.dense) & (call.dense >= 0)).all():
         call.late.add("V")
         return
-    info = np.finfo(np.float32 if dtype == np.float32 else np.float64)
+    info = np.finfo(call.dtype)
     top = float(call.dense.max(initial=0.0))
     norm = top * float(np.linalg.norm(call.dense / top)) if top > 0 else 0.0
     low, high = float(info.tiny) ** 0.5, float(info.max) ** 0.5

@@ -95,9 +95,9 @@ def again(draw: Draw, call: Call) -> str:
 
 def killed(draw: Draw, call: Call) -> str:
     """Killed in a callback, and called again: the bits of an undisturbed call."""
-    call.options.pop("callback", None)
     if call.refused:
         return once(draw, call)
+    call.options.pop("callback", None)
     call.options["out"] = call.options["out"] or call.folder / "out.zarr"
     whole, error = attempt(lambda: factorize(call, out=_fresh()), set(), call.doubtful)
     if error is not None:
@@ -168,7 +168,7 @@ def more(draw: Draw, call: Call) -> str:
     """More passes than a finished run had: it goes on to what they would have given, or says no."""
     call.options["out"] = call.options["out"] or call.folder / "out.zarr"
     if _stops(call):
-        del call.options["callback"]
+        call.options["callback"] = None
     _, ended = _answered(draw, call)
     if ended:
         return ended

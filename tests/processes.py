@@ -20,15 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import dask
-import zarr
 from distributed import Client, Scheduler, Worker
-from zarr.storage import LocalStore
 
 from dask_nmf import driver, planner
 from dask_nmf.blocks import Grid
 from dask_nmf.errors import RunStopped
 from dask_nmf.result import Result
-from tests.stores import SlowStore
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tests.processes", "tests.conftest", "zarr.testing"])
@@ -42,19 +39,19 @@ CONFIG: dict[str, Any] = {
 
 
 # ------------------------------------------------------------------------- what the processes do
-def _settle(log: Path) -> None:
+def _settle(log: Path, config: dict[str, Any]) -> None:
     """What is printed goes to a file; configured as all of them are."""
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w", 1), os.fdopen(2, "w", 1)
-    dask.config.set(CONFIG)
+    dask.config.set(CONFIG | config)
     warnings.resetwarnings()
 
 
-def schedule(log: Path, tell: Connection) -> None:
+def schedule(log: Path, config: dict[str, Any], tell: Connection) -> None:
     """A scheduler, which says where it listens."""
-    _settle(log)
+    _settle(log, config)
 
     async def run() -> None:
         async with Scheduler(host="127.0.0.1", port=0, dashboard=False) as scheduler:
@@ -64,9 +61,9 @@ def schedule(log: Path, tell: Connection) -> None:
     asyncio.run(run())
 
 
-def work(log: Path, address: str, folder: Path) -> None:
+def work(log: Path, config: dict[str, Any], address: str, folder: Path) -> None:
     """A worker of one thread; SIGTERM closes it, as it does those of dask's command line."""
-    _settle(log)
+    _settle(log, config)
 
     async def run() -> None:
         worker = Worker(
@@ -85,25 +82,24 @@ def work(log: Path, address: str, folder: Path) -> None:
 class Call:
     """A call of `factorize`: on a small V in blocks that its driver does not choose.
 
-    slow : seconds for each chunk of V. kept : whether blocks of V may stay in the workers' memory.
+    V : path or zarr array. kept : whether blocks of V may stay in the workers' memory. config : of
+    dask, in the driver.
     """
 
-    V: Path
+    V: Any
     rank: int
     grid: Grid
     options: dict[str, Any]
-    out: Path | None = None
-    slow: float = 0.0
+    out: Any = None
     kept: bool = False
+    config: dict[str, Any] = field(default_factory=dict)
 
     def make(self) -> Result:
         if not self.kept:
             vars(planner)["_SPARE"] = 0
         vars(planner)["choose_grid"] = lambda *_: self.grid
-        V: Any = self.V
-        if self.slow:
-            V = zarr.open_array(SlowStore(LocalStore(self.V), self.slow), mode="r")
-        return driver.factorize(V, self.rank, out=self.out, **self.options)
+        dask.config.set(self.config)
+        return driver.factorize(self.V, self.rank, out=self.out, **self.options)
 
 
 @dataclass(frozen=True)
@@ -118,9 +114,9 @@ class Outcome:
     connected: bool = True
 
 
-def drive(log: Path, tell: Connection, address: str, call: Call) -> None:
+def drive(log: Path, config: dict[str, Any], tell: Connection, address: str, call: Call) -> None:
     """Make the call, on that scheduler or (for "") in sequence, and tell what came of it."""
-    _settle(log)
+    _settle(log, config)
     connected = False
     try:
         if address:
@@ -177,6 +173,10 @@ class Process:
         self.send(signal.SIGKILL)
         self.process.join(10)
 
+    def heard(self) -> bool:
+        """Whether it has told something, or ended."""
+        return self.ear is not None and self.ear.poll()
+
     def told(self, seconds: float = 0.0) -> Any:
         """What it has told; None if nothing, and it never will if it has ended."""
         assert self.ear is not None
@@ -188,9 +188,13 @@ class Process:
 
 @dataclass
 class Processes:
-    """A scheduler, workers and drivers, with their logs and spilled memory in a folder."""
+    """A scheduler, workers and drivers, with their logs and spilled memory in a folder.
+
+    config : of dask, in all of them, beside `CONFIG`.
+    """
 
     folder: Path
+    config: dict[str, Any] = field(default_factory=dict)
     address: str = ""
     scheduler: Process | None = None
     workers: list[Process] = field(default_factory=list)
@@ -226,8 +230,8 @@ class Processes:
         self._number += 1
         log = self.folder / f"{self._number:03d}-{role.__name__}.log"
         ear, mouth = CONTEXT.Pipe(duplex=False) if tells else (None, None)
-        parts = (log, mouth, *args) if mouth else (log, *args)
-        process = CONTEXT.Process(target=role, args=parts, daemon=True)
+        parts = (mouth, *args) if mouth else args
+        process = CONTEXT.Process(target=role, args=(log, self.config, *parts), daemon=True)
         process.start()
         if mouth:
             mouth.close()

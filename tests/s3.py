@@ -131,6 +131,13 @@ class Proxy(ThreadingHTTPServer):
                     return name
         return ""
 
+    @contextmanager
+    def calm(self) -> Iterator[None]:
+        """No faults meanwhile."""
+        shares, self.shares = self.shares, {}
+        yield
+        self.shares = shares
+
     def __enter__(self) -> Self:
         threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
         return self
@@ -145,6 +152,8 @@ class Proxy(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    wbufsize = -1
     server: Proxy
 
     def _pass_on(self) -> None:

@@ -72,6 +72,28 @@ def test_values_out_of_range(scale: float, dtype: str) -> None:
         dask_nmf.factorize((V * scale).astype(dtype), 2)
 
 
+def test_entries_of_too_different_sizes() -> None:
+    """H grows by as much as W shrinks, where the start is zero at the one entry that counts."""
+    huge, H = np.ones((9, 4)), np.full((1, 4), 1e52)
+    huge[3, 2], H[0, 2] = 1e105, 0
+    with pytest.raises(
+        ValueError, match="sweep 1 is inf: V.s entries, from .* to 1e.105, are too different"
+    ):
+        dask_nmf.factorize(huge, 1, init=(np.full((9, 1), 1e52), H), solver="hals", tol=0)
+
+
+def test_a_start_that_is_too_large_for_its_products() -> None:
+    """NNDSVD's fill is of V's size, the factors are of its root."""
+    text = "sweep 1 is nan: V's entries"
+    with pytest.raises(ValueError, match=text):
+        dask_nmf.factorize(V * 1e128, 2, init="nndsvdar", solver="mu")
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_the_order_of_bytes_is_no_other_dtype(order: str) -> None:
+    assert dask_nmf.factorize(V.astype(f"{order}f4"), 2).H.dtype == np.dtype("f4")
+
+
 @pytest.mark.parametrize(
     ("options", "error", "text"),
     [
@@ -109,6 +131,7 @@ def test_values_out_of_range(scale: float, dtype: str) -> None:
         ({"missing": "skip"}, ValueError, "missing must be 'error' or 'zero', got 'skip'"),
         ({"missing": np.ones(2)}, ValueError, "missing must be 'error' or 'zero', got array"),
         ({"callback": 3}, TypeError, "callback must be callable, got 3"),
+        ({"out": "a\0b"}, ValueError, r"path of out or V must not hold a NUL, got 'a\\x00b'"),
         ({"out": 3}, TypeError, "out must be a path, a URL or a zarr group, got int"),
     ],
     ids=lambda x: str(x) if isinstance(x, dict) else "",

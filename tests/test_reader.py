@@ -10,6 +10,7 @@ import pytest
 import zarr
 from hypothesis import given
 from hypothesis import strategies as st
+from numcodecs import Zlib
 from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec, TransposeCodec, ZstdCodec
 from zarr.core.codec_pipeline import BatchedCodecPipeline
 from zarr.registry import register_pipeline
@@ -34,6 +35,7 @@ CODECS: dict[str, dict[str, Any]] = {
     "raw shards": {"shards": (12, 6), "chunks": (4, 3), "compressors": None},
     "v2": {"zarr_format": 2},
     "v2 none": {"zarr_format": 2, "compressors": None},
+    "v2 zlib": {"zarr_format": 2, "compressors": Zlib()},
     "transposed": {"filters": TransposeCodec(order=(1, 0))},  # read by zarr itself
     "v2 Fortran": {"zarr_format": 2, "order": "F"},
 }
@@ -120,6 +122,7 @@ def test_inner_chunks_that_a_writer_left_out_of_its_shard(tmp_path: Path) -> Non
     [
         *product(["default", "none", "lz4", "gzip", "shards", "v2"], ["cut", "empty"]),
         ("none", "longer"),  # codecs know where their data ends
+        *product(["default", "gzip", "v2 zlib"], ["garbled"]),
     ],
 )
 def test_a_damaged_chunk_is_named(tmp_path: Path, codec: str, harm: str) -> None:
@@ -127,9 +130,18 @@ def test_a_damaged_chunk_is_named(tmp_path: Path, codec: str, harm: str) -> None
     key = array.metadata.encode_chunk_key((1, 0))
     content = (tmp_path / key).read_bytes()
     harmed = {"cut": content[: len(content) // 2], "empty": b"", "longer": content + b"1234"}
+    harmed["garbled"] = b"????" + content[4:]
     (tmp_path / key).write_bytes(harmed[harm])
     with pytest.raises(ValueError, match=f"chunk '{key}' of .* is damaged"):
         Reader(array, np.dtype("f4"))[0:40, 0:30]
+
+
+@pytest.mark.parametrize("codec", ["transposed", "v2 Fortran"])
+def test_a_damaged_chunk_that_zarr_reads(tmp_path: Path, codec: str) -> None:
+    array, _ = stored(LocalStore(tmp_path), "f4", (10, 30), **CODECS[codec])
+    (tmp_path / array.metadata.encode_chunk_key((1, 0))).write_bytes(b"")
+    with pytest.raises(ValueError, match="a chunk of .* in rows 5 to 25, columns 0 to 30 is dam"):
+        Reader(array, np.dtype("f4"))[5:25, 0:30]
 
 
 @pytest.mark.parametrize("codec", ["lz4", "zstd", "gzip"])

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +46,14 @@ def stored(bucket: Bucket) -> Bucket:
 @pytest.fixture
 def through(stored: Bucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Proxy]]:
     """Makes a proxy, through which all clients then go to the server."""
+    S3FileSystem: Any = pytest.importorskip("s3fs").S3FileSystem
     proxies = []
 
     def make(**faults: Any) -> Proxy:
         proxy = Proxy(stored.port, **faults)
         proxies.append(proxy.__enter__())
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        S3FileSystem.clear_instance_cache()
         return proxy
 
     yield make
@@ -58,13 +61,14 @@ def through(stored: Bucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
         proxy.__exit__()
 
 
-def run(way: str, server: str, out: str = "out.zarr", **kwargs: Any) -> dask_nmf.Result:
-    """V and out by URLs, or as arrays and groups of a store."""
+def run(way: str, server: Bucket | Proxy, **kwargs: Any) -> dask_nmf.Result:
+    """V and out by URLs, or as arrays and groups of a store, which the caller has opened."""
     if way == "url":
-        return dask_nmf.factorize(url("V.zarr"), 3, out=url(out), **OPTIONS, **kwargs)
-    store = CLIENTS[way](server)
-    array = zarr.open_array(store, path="V.zarr", mode="r")
-    group = zarr.open_group(store, path=out, mode="a")
+        return dask_nmf.factorize(url("V.zarr"), 3, out=url("out.zarr"), **OPTIONS, **kwargs)
+    store = CLIENTS[way](server.url)
+    with server.calm() if isinstance(server, Proxy) else nullcontext():
+        array = zarr.open_array(store, path="V.zarr", mode="r")
+        group = zarr.open_group(store, path="out.zarr", mode="a")
     return dask_nmf.factorize(array, 3, out=group, **OPTIONS, **kwargs)
 
 
@@ -77,10 +81,8 @@ def kill_at(sweep: int) -> Callable[[dask_nmf.SweepRecord], None]:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_same_bits_as_on_a_disk(
-    stored: Bucket, expected: Bits, way: str, tmp_path: Path
-) -> None:
-    result = run(way, stored.url)
+def test_same_bits_as_on_a_disk(stored: Bucket, expected: Bits, way: str, tmp_path: Path) -> None:
+    result = run(way, stored)
     assert bits(result) == expected
     assert bits(dask_nmf.open_result(url("out.zarr"))) == expected
     dask_nmf.factorize(V, 3, out=tmp_path / "out.zarr", **OPTIONS)
@@ -92,8 +94,8 @@ def test_same_bits_as_on_a_disk(
 def test_killed_and_resumed(stored: Bucket, expected: Bits, way: str) -> None:
     for sweep in (1, 3):
         with pytest.raises(Killed):
-            run(way, stored.url, callback=kill_at(sweep))
-    result = run(way, stored.url)
+            run(way, stored, callback=kill_at(sweep))
+    result = run(way, stored)
     assert result.resumed_from is not None
     assert bits(result) == expected
 
@@ -108,13 +110,11 @@ def _stores(where: str, server: str, folder: Path, count: int) -> list[Any]:
 
 
 @pytest.mark.parametrize("where", ["disk", "memory", *CLIENTS])
-def test_one_of_many_creates_it(
-    request: pytest.FixtureRequest, tmp_path: Path, where: str
-) -> None:
+def test_one_of_many_creates_it(request: pytest.FixtureRequest, tmp_path: Path, where: str) -> None:
     server = request.getfixturevalue("bucket").url if where in CLIENTS else ""
     stores = _stores(where, server, tmp_path, 4)
     for number in range(4):
-        start, made = threading.Barrier(16), []
+        start, made = threading.Barrier(16), list[int]()
 
         def create(who: int, start: threading.Barrier, made: list[int], number: int) -> None:
             start.wait()
@@ -166,14 +166,12 @@ FAULTS: dict[str, dict[str, float]] = {
 
 @pytest.mark.parametrize("faults", FAULTS)
 @pytest.mark.parametrize("client", CLIENTS)
-def test_faults(
-    through: Callable[..., Proxy], expected: Bits, client: str, faults: str
-) -> None:
+def test_faults(through: Callable[..., Proxy], expected: Bits, client: str, faults: str) -> None:
     way = "url" if client == "s3fs" else client
     proxy = through(seed=len(faults), **FAULTS[faults])
     for _ in range(8):
         try:
-            result = run(way, proxy.url)
+            result = run(way, proxy)
             break
         except dask_nmf.StorageFailed as error:
             assert "again" in str(error)
@@ -182,10 +180,10 @@ def test_faults(
     assert bits(dask_nmf.open_result(url("out.zarr"))) == expected
 
 
-@pytest.mark.parametrize("only", ["/V.zarr/c/", "/first/c", "PUT .*/W-", "/state-", "commit-"])
+@pytest.mark.parametrize("only", ["/V.zarr/c/", "PUT .*/W-", "/state-", "commit-"])
 @pytest.mark.parametrize("client", CLIENTS)
 def test_an_outage_in_the_middle(
-    through: Callable[..., Proxy], expected: Bits, client: str, only: str
+    through: Callable[..., Proxy], expected: Bits, nothing_kept: None, client: str, only: str
 ) -> None:
     way = "url" if client == "s3fs" else client
     proxy = through()
@@ -195,10 +193,10 @@ def test_an_outage_in_the_middle(
         vars(proxy).update(outage)
 
     with pytest.raises(dask_nmf.StorageFailed, match="again") as failed:
-        run(way, proxy.url, callback=begins)
+        run(way, proxy, callback=begins)
     assert "\n" not in str(failed.value)
     proxy.shares = {}
-    assert bits(run(way, proxy.url)) == expected
+    assert bits(run(way, proxy)) == expected
 
 
 @pytest.mark.parametrize("client", CLIENTS)
@@ -210,6 +208,6 @@ def test_an_outage_at_the_beginning_and_at_the_end(
     for only in ("epoch-", "run/zarr.json", "out.zarr/W/", "out.zarr/error/"):
         vars(proxy).update(only=only, shares={"slow": 1.0})
         with pytest.raises(dask_nmf.StorageFailed, match="again"):
-            run(way, proxy.url)
+            run(way, proxy)
     proxy.shares = {}
-    assert bits(run(way, proxy.url)) == expected
+    assert bits(run(way, proxy)) == expected

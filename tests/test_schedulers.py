@@ -181,6 +181,29 @@ def test_config_and_other_futures_are_left_alone(cluster: str, V: Path) -> None:
         assert client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.clients)) >= 2
 
 
+def test_a_large_H_is_sent_without_a_warning(cluster: str) -> None:
+    """Warnings are errors here, and distributed has one for graphs above 10 MB."""
+    H_bytes = 50 * 30_000 * 8
+    assert H_bytes > 10**7
+    with Client(cluster) as client:
+        V = da.random.default_rng(0).random((60, 30_000), chunks=(20, -1)).persist()
+        before = _received(client)
+        options: dict[str, Any] = {"tol": 0, "solver": "mu", "block_rows": 20}
+        few = dask_nmf.factorize(V, 50, max_passes=3, **options).history[-1]
+        between = _received(client)
+        more = dask_nmf.factorize(V, 50, max_passes=5, **options).history[-1]
+        moved = (_received(client) - between) - (between - before)
+        assert more.passes - few.passes == 2
+    # From worker to worker, in two passes: H, and partial sums of W.T @ V, which are as large.
+    assert moved <= 2 * (2 + 3) * H_bytes
+
+
+def _received(client: Client) -> int:
+    """Bytes that workers had from each other."""
+    logs = client.run(lambda dask_worker: list(dask_worker.transfer_incoming_log))
+    return sum(entry["total"] for log in logs.values() for entry in log)
+
+
 def test_tasks_per_block_and_sweep() -> None:
     """A pass costs dask's scheduler at most five tasks per block."""
     V = stream.constant(low_rank(640, 20, 3)).rechunk((10, 20))
