@@ -107,6 +107,7 @@ class Plan:
         parts = ", ".join(
             f"{name} {format_bytes(size)}" for name, size in self.parts.items() if size
         )
+        during = f", up to {format_bytes(self.disk_bytes)} until then" if self.disk_bytes else ""
         table = [
             ("V", f"{m:,} x {n:,} {self.dtype}, {format_bytes(self.decoded_bytes)}{stored}"),
             ("chunks", f"{self.chunks}, {self.codec}"),
@@ -125,7 +126,7 @@ class Plan:
             ("peak memory", f"{format_bytes(self.peak_bytes)} per process: {parts}"),
             ("memory limit", format_bytes(self.memory) if self.memory else "none known"),
             (f"{large} between passes", place),
-            ("output", f"{format_bytes(self.output_bytes)}"),
+            ("output", f"{format_bytes(self.output_bytes)}{during}"),
         ]
         if self.kept_blocks:
             table.insert(6, ("kept in memory", f"{self.kept_blocks:,} of {self.blocks:,} blocks"))

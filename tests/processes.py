@@ -120,7 +120,7 @@ def drive(log: Path, config: dict[str, Any], tell: Connection, address: str, cal
     connected = False
     try:
         if address:
-            Client(address, timeout=10)
+            Client(address, timeout=10).wait_for_workers(1, timeout=20)
         else:
             dask.config.set(scheduler="synchronous")
         connected = True

@@ -31,8 +31,7 @@ GRID = Grid(even(SHAPE[0], BLOCK), (SHAPE[1],))
 @pytest.fixture
 def processes(tmp_path: Path) -> Iterator[Processes]:
     """A scheduler and two workers."""
-    (tmp_path / "processes").mkdir()
-    with Processes(tmp_path / "processes", {"dask_nmf.patience": 4}) as processes:
+    with Processes(tmp_path) as processes:
         processes.begin(2)
         yield processes
 
@@ -97,23 +96,25 @@ def test_a_killed_worker_costs_its_part_of_a_pass(
 
 
 @pytest.mark.parametrize("how", ["stopped", "killed"])
-def test_no_worker_is_left(
-    processes: Processes, slow: Any, V: Path, tmp_path: Path, expected: str, how: str
-) -> None:
+def test_no_worker_is_left(slow: Any, V: Path, tmp_path: Path, expected: str, how: str) -> None:
     """Not a wait for ever; and what was committed is there for the next call."""
-    run = call(slow, tmp_path / "out.zarr")
-    driver = processes.drive(run)
-    in_pass(3.5, counting(V, tmp_path))
-    for worker in processes.workers:
-        worker.send(signal.SIGSTOP if how == "stopped" else signal.SIGKILL)
-    outcome = driver.told(15)
-    assert outcome is not None, "it hangs"
-    assert outcome.error == "ClusterLost"
-    why = "none of its 2 workers answers" if how == "stopped" else "it has no workers"
-    assert f"{why}. Mend it and make the same call again" in outcome.text
-    assert "dask_nmf.patience" in outcome.text
-    processes.add_worker()
-    assert digest_of(processes.drive(run)) == expected
+    run = call(slow, tmp_path / "out.zarr", **{"dask_nmf.patience": 4})
+    with Processes(tmp_path, {"distributed.scheduler.worker-ttl": "5 minutes"}) as processes:
+        processes.begin(2)
+        driver = processes.drive(run)
+        in_pass(3.5, counting(V, tmp_path))
+        for worker in processes.workers:
+            worker.send(signal.SIGSTOP if how == "stopped" else signal.SIGKILL)
+        outcome = driver.told(15)
+        assert outcome is not None, "it hangs"
+        assert outcome.error == "ClusterLost"
+        why = "none of its 2 workers answers" if how == "stopped" else "it has no workers"
+        assert f"{why}. Mend it and make the same call again" in outcome.text
+        assert "dask_nmf.patience" in outcome.text
+        for worker in processes.workers:
+            worker.kill()
+        processes.add_worker()
+        assert digest_of(processes.drive(run)) == expected
 
 
 def test_a_worker_that_wakes_up_late_changes_nothing(
@@ -132,10 +133,9 @@ def test_a_worker_that_wakes_up_late_changes_nothing(
 
 def test_a_block_that_kills_workers_is_named(tmp_path: Path, V: Path, expected: str) -> None:
     """After a bounded number of deaths; and the run goes on once it does not kill any more."""
-    (tmp_path / "processes").mkdir()
     poison = PoisonStore(LocalStore(V), "c/7/0", tmp_path / "deaths.log", 100)
     config = {"distributed.scheduler.allowed-failures": 1}
-    with Processes(tmp_path / "processes", config) as processes:
+    with Processes(tmp_path, config) as processes:
         processes.begin(2)
         driver = processes.drive(call(zarr.open_array(poison, mode="r"), tmp_path / "out.zarr"))
         wait_until(lambda: _replaced(processes) and bool(driver.heard()), 40, "the error")
@@ -253,28 +253,33 @@ def test_of_two_drivers_one_gives_way(
         assert "was taken over by process" in outcomes[0].text
 
 
-def test_the_scheduler_forgets_each_pass(processes: Processes, V: Path, tmp_path: Path) -> None:
-    """How many tasks it knows does not grow with the passes; others' tasks are always there."""
+def test_the_scheduler_forgets_each_pass(
+    processes: Processes, V: Path, tmp_path: Path, nothing_kept: None
+) -> None:
+    """What it knows does not grow with the passes; and what others hold there stays."""
     counts: list[int] = []
     with Client(processes.address, set_as_default=True) as client:
         client.wait_for_workers(2)
         theirs = client.scatter([1, 2, 3])
 
         def after_a_sweep(_: object) -> None:
-            wait_until(lambda: len(tasks(client)) <= 3 + 1, 5, "tasks are released")
-            counts.append(len(tasks(client)))
+            least = len(tasks(client))
+            for _ in range(10):  # what was released goes in a moment
+                time.sleep(0.03)
+                least = min(least, len(tasks(client)))
+            counts.append(least)
 
         dask_nmf.factorize(
             V,
             4,
             out=tmp_path / "out.zarr",
+            solver="hals",
             tol=0,
-            max_passes=9,
+            max_passes=PASSES,
             block_rows=BLOCK,
             callback=after_a_sweep,
-            memory="300MB",
         )
-        assert len(counts) == 8
+        assert counts == [3] * (PASSES - 1)
         assert client.gather(theirs) == [1, 2, 3]
 
 

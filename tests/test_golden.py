@@ -1,0 +1,31 @@
+"""Runs that earlier releases have left are gone on with."""
+
+import shutil
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import dask_nmf
+from tests.golden import CALL, FOLDER, SOLVERS, V
+
+RELEASES = sorted(folder.name for folder in FOLDER.iterdir())
+
+
+def test_there_is_one_of_this_release() -> None:
+    assert dask_nmf.__version__ in RELEASES
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("release", RELEASES)
+def test_old_runs_go_on(tmp_path: Path, release: str, solver: str) -> None:
+    shutil.copytree(FOLDER / release / solver, tmp_path / "out")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "the run at .* began with other arithmetic")
+        found = dask_nmf.factorize(V, out=tmp_path / "out", solver=solver, **CALL)
+    expected = dask_nmf.factorize(V, solver=solver, **CALL)
+    assert found.resumed_from == 4
+    np.testing.assert_allclose(found.H, expected.H, rtol=1e-6)
+    np.testing.assert_allclose(found.W.compute(), expected.W.compute(), rtol=1e-6)
+    assert [r.error for r in found.history] == pytest.approx([r.error for r in expected.history])
