@@ -4,6 +4,7 @@ Blocks already run side by side, so more BLAS threads only fight for the same co
 slower, measured), and the bits of a product depend on their number.
 """
 
+import os
 import platform
 import threading
 from collections.abc import Callable
@@ -52,11 +53,13 @@ one_blas_thread = _OneThread()
 
 
 def arithmetic() -> list[str]:
-    """What the bits of a product depend on here: numpy, and each BLAS library with its kernels."""
+    """What the bits of a product depend on here: numpy, and its BLAS library with its kernels."""
+    loaded = [found for found in _controller().info() if found["user_api"] == "blas"]
+    numpys = os.path.dirname(np.__file__)  # and numpy.libs beside it
+    own = [found for found in loaded if found["filepath"].startswith(numpys)]
     libraries = sorted(
         f"{found['internal_api']} {found['version']} {found.get('architecture')}"
-        for found in _controller().info()
-        if found["user_api"] == "blas"
+        for found in own or loaded
     )
     return [f"numpy {np.__version__} {platform.machine()}", *libraries]
 

@@ -283,10 +283,15 @@ class Run:
         """The run and its epochs; not those of a call that has begun meanwhile."""
         forget(self._root.store_path, self.name, self._claim.number)
 
-    def ended_by_error(self) -> None:
-        """Raise RunTakenOver if that is why; leave nothing behind if nothing was made."""
+    def ended_by_error(self, error: Exception) -> None:
+        """Raise RunTakenOver if that is why; leave nothing behind if nothing was made.
+
+        Nor if V or the start was refused before the first commit: it would be in the way of the
+        call that mends it.
+        """
         self.check_owner()  # what has failed may be what a new owner has swept away
-        if _names(self._group.store_path) == ["zarr.json"]:
+        bad_input = isinstance(error, (ValueError, TypeError)) and not self._commits
+        if (bad_input and not self.recalled) or _names(self._group.store_path) == ["zarr.json"]:
             place = self._root.store_path
             _delete(place / f"epoch-{self._claim.number:06d}")
             forget(place, self.name, 0)
@@ -365,8 +370,7 @@ def unpack(kind: Any, flat: dict[str, Any], name: str = "value") -> Any:
 
 # ---------------------------------------------------------------------------------- the store
 def _names(place: StorePath) -> list[str]:
-    """What lies under a key, sorted."""
-
+    """What lies under a key, sorted; not the files of a writer that was killed."""
     store = place.store
     while isinstance(store, WrapperStore):
         store = store._store
@@ -376,7 +380,8 @@ def _names(place: StorePath) -> list[str]:
     async def listed() -> list[str]:
         return [name.rstrip("/") async for name in place.store.list_dir(place.path)]
 
-    return sorted(insist(lambda: sync(listed()), f"listing {place}"))
+    names = insist(lambda: sync(listed()), f"listing {place}")
+    return sorted(name for name in names if not name.endswith(".partial"))
 
 
 def _numbers(place: StorePath, prefix: str) -> list[int]:

@@ -113,5 +113,6 @@ def _obstore_objects(store: Any, path: str) -> Iterator[str]:
 
 def same_sums(mine: Any, theirs: Any) -> bool:
     """Whether two first passes saw the same V: to the bit, but for other processors' rounding."""
-    pairs = [(getattr(mine, n), getattr(theirs, n)) for n in ("total", "squares", "maximum")]
+    names = ("total", "squares", "maximum", "mixed")
+    pairs = [(getattr(mine, name), getattr(theirs, name)) for name in names]
     return all(abs(a - b) <= _TOLERANCE * abs(b) for a, b in pairs)

@@ -265,7 +265,8 @@ class Given:
                 )
             if factor.dtype.kind not in "fiub":
                 raise TypeError(f"init: {name} must hold real numbers, got dtype {factor.dtype}")
-        _check_values("H0", np.min(self.H), np.sum(self.H, dtype=np.float64))
+        H = np.asarray(self.H)
+        _check_values("H0", H.min(), H.sum(dtype=np.float64))
 
     def width(self, rank: int) -> int:
         return 0

@@ -57,10 +57,10 @@ def run_job(
     try:
         with _failures_named(job.plan, kept), job.threads(), job.streamed() as matrix:
             return _run(job, matrix, loss, callback, began, kept)
-    except Exception:
+    except Exception as error:
         if kept is not None:
             with suppress(OSError):  # the store may be what has failed
-                kept.run.ended_by_error()
+                kept.run.ended_by_error(error)
         raise
 
 
@@ -179,28 +179,34 @@ def _surviving(plan: Plan, call: Callable[[], T]) -> T:
 
     dask gives a task up when it has seen so many workers die ("allowed-failures"), of whatever.
     """
+    blamed = []
     for attempt in range(1, _TRIES + 1):
         try:
             return call()
         except PoisonBlock as error:
+            blamed.append(error.key)
             if attempt == _TRIES:
-                raise PoisonBlock(f"{_rows_of(error.key, plan)}: {error}", error.key) from error
+                raise PoisonBlock(f"{_rows_of(blamed, plan)}: {error}", error.key) from error
             logger.warning("%s: the pass is made again (%d of %d)", error, attempt + 1, _TRIES)
     raise AssertionError
 
 
-def _rows_of(key: object, plan: Plan) -> str:
-    """Which part of V a task was about: the first number in its key is the row block's."""
-    numbers = [part for part in key if isinstance(part, int)] if isinstance(key, tuple) else []
+def _rows_of(keys: list[object], plan: Plan) -> str:
+    """Which parts of V tasks were about: the first number in a key is the row block's.
+
+    dask blames whatever a worker had when it died: perhaps another part each time.
+    """
     heights, side = plan.grid.heights, "columns" if plan.transposed else "rows"
-    if not numbers or numbers[0] >= len(heights):
+    parts = (part for key in keys if isinstance(key, tuple) for part in key[1:2])
+    blocks = sorted({i for i in parts if isinstance(i, int) and i < len(heights)})
+    if not blocks:
         return "workers died in each of the tries"
     ends = list(accumulate(heights))
-    stop = ends[numbers[0]]
+    spans = " or ".join(f"{ends[i] - heights[i]:,} to {ends[i]:,}" for i in blocks)
     return (
-        f"the workers that touched {side} {stop - heights[numbers[0]]:,} to {stop:,} of V died, in "
-        f"{_TRIES} tries of the pass. If memory ran out there (their logs say so), give them more, "
-        "or pass a smaller memory= or block_rows= (with overwrite=True); else look at that part"
+        f"the workers that touched {side} {spans} of V died, in {_TRIES} tries of the pass. If "
+        "memory ran out there (their logs say so), give them more, or pass a smaller memory= or "
+        "block_rows= (with overwrite=True); else look at that part"
     )
 
 
@@ -220,12 +226,14 @@ def _failures_named(plan: Plan, kept: Kept | None) -> Iterator[None]:
             f"planned: end what else takes it, or pass a smaller memory=. {again}"
         ) from error
     except OSError as error:
-        raise StorageFailed(f"{_cause(error, plan)}: {error}. {again}") from error
+        raise StorageFailed(f"{_cause(error, plan, kept)}: {error}. {again}") from error
 
 
-def _cause(error: OSError, plan: Plan) -> str:
+def _cause(error: OSError, plan: Plan, kept: Kept | None) -> str:
+    out = f" at {kept.output.uri}" if kept else ""
     if error.errno in _FULL:
-        return f"a disk is full (the run needs up to {format_bytes(plan.disk_bytes)} at out)"
+        return f"a disk is full (the run needs up to {format_bytes(plan.disk_bytes)}{out})"
     if error.errno in _FORBIDDEN:
-        return "a store may not be read or written any more: restore its permissions"
+        text = "a store may not be read or written any more: restore its permissions"
+        return f"{text} (the run lies{out})" if kept else text
     return "a store fails"

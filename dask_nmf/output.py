@@ -47,7 +47,7 @@ class Output:
     def finished(self) -> dict[str, Any] | None:
         """What is saved with a finished result."""
         saved: Any = None if self.group is None else self.group.attrs.get(_KEY)
-        return saved if saved and saved["state"] == "finished" else None
+        return saved if saved and saved.get("state") == "finished" else None
 
     def writable(self, remote: bool, needs: int) -> "Output":
         """The same with a group that can be written; a finished result in it stays.
@@ -77,7 +77,7 @@ class Output:
         much later.
         """
         _set_attributes(self.group, {"state": "writing"})
-        for name in list(self.group.array_keys()):
+        for name in insist(lambda: list(self.group.array_keys()), f"listing {self.uri}"):
             insist(partial(self.group.__delitem__, name), f"deleting {name} of {self.uri}")
         with dask.config.set(scheduler="threads"):
             W = _write_factor(self.group, "W", result.W, ("row", "component"))
@@ -139,7 +139,7 @@ def open_result(out: Any) -> Result:
     if group is None or _KEY not in group.attrs:
         raise FileNotFoundError(f"there is no dask_nmf result at {out}")
     saved: Any = group.attrs[_KEY]
-    if saved["state"] != "finished":
+    if saved.get("state") != "finished":
         raise ValueError(f"the run that began at {out} has not finished: call factorize again")
     return load_result(group)
 
@@ -184,12 +184,12 @@ def load_result(group: Any) -> Result:
 # ------------------------------------------------------------------------------------ finding
 def _find(out: Any) -> Any:
     """The group at `out`, None if there is nothing; refuses anything else."""
-    if isinstance(out, zarr.Group):  # as it is now, not as it was when it was opened
-        return zarr.open_group(out.store, path=out.path, mode="r")
-    path = absolute(out)
-    try:
+    path: Any = out.store_path if isinstance(out, zarr.Group) else absolute(out)
+    try:  # as it is now, not as it was when a group was opened
         found = insist(lambda: zarr.open(path, mode="r"), f"opening {path}")
     except FileNotFoundError:
+        if isinstance(out, zarr.Group):
+            raise
         if os.path.isfile(path) or (os.path.isdir(path) and os.listdir(path)):
             raise FileExistsError(
                 f"out: {path!r} holds files that are not a zarr group: choose another path"
@@ -199,7 +199,7 @@ def _find(out: Any) -> Any:
         raise NotADirectoryError(f"out: cannot write to {path!r}: {error}") from error
     except SPOILT as error:
         raise ValueError(
-            f"out: the zarr.json of {path!r} is damaged ({error!r}): restore it, or choose another "
+            f"out: the zarr.json of {str(path)!r} is damaged ({error!r}): restore it, or choose another "
             "place"
         ) from error
     if not isinstance(found, zarr.Group):
@@ -295,7 +295,10 @@ def _column(array: Any) -> list[Any]:
 def _member(group: Any, name: str) -> Any:
     """An array of the results."""
     try:
-        return insist(lambda: group[name], f"opening {group.store_path}/{name}")
+        array = insist(lambda: group[name], f"opening {group.store_path}/{name}")
+        if 0 in array.chunks:
+            raise ValueError("its chunks are empty")
+        return array
     except SPOILT as error:
         raise ValueError(
             f"{group.store_path}/{name} is damaged or gone: {error!r}; {_MEND}"

@@ -207,9 +207,10 @@ def _shared(size: int, chunk: int, piece: int) -> int:
 
 def _checked(chunks: Any, shape: Pair) -> Pair:
     sizes = tuple(chunks) if isinstance(chunks, (tuple, list)) else ()
-    if len(sizes) != 2 or not all(isinstance(size, int) and size >= 1 for size in sizes):
+    whole = [isinstance(x, (int, np.integer)) and not isinstance(x, bool) for x in sizes]
+    if len(sizes) != 2 or not all(whole) or min(sizes) < 1:
         raise ValueError(f"chunks must be (rows, columns), both at least 1, got {chunks!r}")
-    return min(sizes[0], shape[0]), min(sizes[1], shape[1])
+    return min(int(sizes[0]), shape[0]), min(int(sizes[1]), shape[1])
 
 
 # ------------------------------------------------------------------------------- the copy

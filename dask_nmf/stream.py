@@ -245,7 +245,7 @@ def first_pass(V: DaskArray, G: Array | None = None, rows: Array | None = None) 
     ValueError
         When V's squares overflow.
     """
-    sizes = tuple((size,) * blocks for size, blocks in zip((1, 3), V.numblocks, strict=True))
+    sizes = tuple((size,) * blocks for size, blocks in zip((1, 4), V.numblocks, strict=True))
     found = V.map_blocks(
         inspect, dtype=np.float64, chunks=sizes, meta=np.empty((0, 0)), token="nmf-inspect"
     )
@@ -255,10 +255,10 @@ def first_pass(V: DaskArray, G: Array | None = None, rows: Array | None = None) 
         Y = matmul(V_s, G)
         sketched = Y, matmul(Y.T, V_s)
     found, *sketched_ = compute(found, *sketched)
-    found = found.reshape(-1, 3)
+    found = found.reshape(-1, 4)
     with np.errstate(over="ignore"):
-        total, squares = found[:, 0].sum(), found[:, 1].sum()
-    sums = Sums(float(total), float(squares), float(found[:, 2].max()))
+        total, squares, mixed = (float(x) for x in found[:, [0, 1, 3]].sum(axis=0))
+    sums = Sums(total, squares, float(found[:, 2].max()), mixed)
     _check_range(sums, V.dtype)
     if G is None:
         return FirstPass(sums)

@@ -9,6 +9,7 @@ from dask_nmf.retrying import insist
 from dask_nmf.solvers import Solver
 from dask_nmf.types import AnyArray, Array
 
+_GOLDEN = (5**0.5 - 1) / 2  # the parts after the point of its multiples are spread evenly
 _SLAB_BYTES = 2**20  # float64 residuals are formed in slabs of rows of this size, to stay in cache
 
 
@@ -80,13 +81,21 @@ def write_rows(W_b: Array, target: Any, block_info: Any = None) -> Array:
     return W_b
 
 
-def inspect(V_b: Array) -> Array:
-    """[[sum, sum of squares, max]] of a block in float64; its entries were checked when read."""
+@single_threaded
+def inspect(V_b: Array, block_info: Any = None) -> Array:
+    """[[sum, sum of squares, max, mixed sum]] of a block; its entries were checked when read."""
+    by_row, by_column = (_weights(*span) for span in block_info[0]["array-location"])
     rows = max(1, _SLAB_BYTES // (8 * V_b.shape[1]))
-    total = squares = 0.0
+    total = squares = mixed = 0.0
     with np.errstate(over="ignore"):
         for start in range(0, len(V_b), rows):
             slab = V_b[start : start + rows].astype(np.float64)
             total += float(slab.sum())
             squares += float(np.einsum("ij,ij->", slab, slab))
-    return np.array([[total, squares, V_b.max()]], dtype=np.float64)
+            mixed += float(by_row[start : start + rows] @ (slab @ by_column))
+    return np.array([[total, squares, V_b.max(), mixed]], dtype=np.float64)
+
+
+def _weights(start: int, stop: int) -> Array:
+    """From 1 to 2, no two alike; the same for rows and columns, so the same for V.T."""
+    return 1 + np.arange(start, stop) * _GOLDEN % 1.0

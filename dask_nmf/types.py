@@ -70,11 +70,15 @@ Callback = Callable[[SweepRecord], object]
 
 @dataclass(frozen=True)
 class Sums:
-    """What the first pass finds out about V; all in float64."""
+    """What the first pass finds out about V; all in float64.
+
+    mixed : a sum with weights by row and column, which tells when entries change places.
+    """
 
     total: float
     squares: float
     maximum: float
+    mixed: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from dask.callbacks import Callback
 from dask_nmf.errors import ClusterLost, PoisonBlock
 
 _POLL = 1.0  # seconds between two looks
-_SILENT = 20.0  # seconds: a worker that has not been heard of for so long does not work
+_SILENT = 20.0  # seconds, or the patience: a worker that is not heard of so long does not work
 _WORKING = 10  # times the patience where workers answer, and just do not get ready
 
 logger = logging.getLogger("dask_nmf")
@@ -183,8 +183,9 @@ class _Watch:
 
     def look(self) -> None:
         """Raise ClusterLost if nothing has finished for too long."""
+        silent = min(_SILENT, patience())
         try:
-            finished, why = self._client.run_on_scheduler(_progress, _SILENT, callback_timeout=10)
+            finished, why = self._client.run_on_scheduler(_progress, silent, callback_timeout=10)
         except (TimeoutError, OSError):
             finished, why = self._finished, "the scheduler does not answer"
         now = time.monotonic()

@@ -6,7 +6,7 @@ Each trial factors a small V on a scheduler, workers and drivers that are real p
 of them are killed, stopped and replaced, a disk fills up, and what lies on it is damaged. The call
 is made again whenever it has ended with an error that allows it. In the end W, H and the history
 must be those of an undisturbed run in sequence, bit for bit. What happens depends on the seed only;
-when it hits the run does not.
+the very moment does not.
 """
 
 import argparse
@@ -58,6 +58,8 @@ class Trial:
         names = sorted(EVENTS)
         drawn = [self.random.choice(names) for _ in range(self.random.randint(2, 5))]
         self.events = drawn if events is None else events
+        passes = self.call.options["max_passes"]
+        self.moments = sorted(self.random.uniform(-2, passes) for _ in self.events)
         self.done: list[str] = []
         self.errors: list[str] = []
         self.round: list[str] = []  # what came of the drivers since there was none
@@ -86,8 +88,8 @@ class Trial:
         options = {"solver": solver, "init": init, "tol": 0, "seed": random.randrange(100)}
         options |= {"max_passes": random.randint(6, 10)}
         options["checkpoint_every"] = random.choice([None, 1, 1, 3])
-        V = low_rank(*shape, 5, seed=self.seed)
-        zarr.create_array(self.folder / "V.zarr", data=V, chunks=chunk, compressors=[Crc32cCodec()])
+        data = low_rank(*shape, 5, seed=self.seed)
+        zarr.create_array(self.V, data=data, chunks=chunk, compressors=[Crc32cCodec()])
         slow = random.choice([0.0, 0.01, 0.02, 0.03])
         kept = random.random() < 0.2
         V: Any = self.V
@@ -111,8 +113,8 @@ class Trial:
                 self.call = replace(self.call, out=out)
                 self.processes.begin(self.size)
                 self.drive()
-                for name in self.events:
-                    self.wait(self.random.uniform(0.05, 1.2))
+                for name, moment in zip(self.events, self.moments, strict=True):
+                    self.wait_for(moment)
                     if self.finished:
                         break
                     self.done.append(name)
@@ -146,6 +148,18 @@ class Trial:
 
     def drive(self) -> None:
         self.drivers.append(self.processes.drive(self.call))
+
+    def wait_for(self, moment: float) -> None:
+        """Until that sweep, and a part of a second; sweeps before the first one are seconds."""
+        end = time.monotonic() + (10.0 if moment > 0 else 0.0)
+        while not self.finished and time.monotonic() < end and self._sweep() < int(moment):
+            self.wait(PAUSE)
+        self.wait(moment % 1 / (3 if moment > 0 else 1))
+
+    def _sweep(self) -> int:
+        """The newest generation of W: of the sweep that is under way, or the last."""
+        assert self.call.out is not None
+        return max((int(p.name.split("-")[1]) for p in self.call.out.glob("run/*/W-*")), default=-1)
 
     def wait(self, seconds: float) -> None:
         """Tend the processes until then, or the end."""
@@ -204,12 +218,13 @@ class Trial:
         self.errors.append(outcome.error)
         self.texts.append(f"    {outcome.error}: {outcome.text}")
         chunk = any(f"'{key}'" in outcome.text for key in self.V_trouble)
+        before = "run_job" not in outcome.where  # dask's own errors, and those of a full disk
         right = (
-            not outcome.connected
-            or (outcome.stopped and (outcome.error != "RunTakenOver" or self.several))
+            (outcome.stopped and (outcome.error != "RunTakenOver" or self.several))
             or (outcome.error == "RuntimeError" and "has no workers" in outcome.text)
             or (outcome.error == "ValueError" and chunk)
-            or (outcome.error == "OSError" and self.disk_trouble)
+            or (outcome.error in ("CommClosedError", "TimeoutError") and before)
+            or (outcome.error == "OSError" and before and (self.disk_trouble or not outcome.where))
         )
         if not right:
             raise Failed(f"an error that was not due: {outcome.error}: {outcome.text}")
@@ -356,6 +371,7 @@ def main() -> int:
     began, restarts, failed = time.monotonic(), 0, []
     counts: Counter[str] = Counter()
     with ThreadPoolExecutor(asked.jobs) as pool:
+        # `map` gives up those that have not begun when it is left by Ctrl-C.
         for trial, line in pool.map(try_once, range(asked.seed, asked.seed + asked.trials)):
             print(line, *(trial.texts if asked.errors else ()), sep="\n", flush=True)
             restarts += trial.restarts

@@ -11,7 +11,9 @@ import pytest
 import zarr
 from hypothesis import HealthCheck, settings
 
+import dask_nmf
 from tests import s3
+from tests.damage import Bits, bits
 from tests.stores import CountingStore
 
 # The same cases on every run, and no deadline: a first dask graph takes longer than the others.
@@ -66,8 +68,29 @@ def bucket(server: s3.Bucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[s3.Bu
     monkeypatch.setattr("dask_nmf.retrying._PAUSES", (0.01, 0.01, 0.01, 0.1))
     with s3.environment(monkeypatch):
         yield server
-    for key in server.keys():
+    for key in server.names():
         server.delete(key)
+
+
+@pytest.fixture
+def stored(bucket: s3.Bucket, nothing_kept: None) -> s3.Bucket:
+    """The bucket, with the V of tests/s3_runs.py in it."""
+    from tests.s3_runs import V
+
+    zarr.create_array(s3.url("V.zarr"), data=V, chunks=(20, 8))
+    return bucket
+
+
+@pytest.fixture(scope="session")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> Bits:
+    """The bits of that run on a disk."""
+    from tests.s3_runs import OPTIONS, V
+
+    folder = tmp_path_factory.mktemp("disk")
+    zarr.create_array(folder / "V.zarr", data=V, chunks=(20, 8))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("dask_nmf.planner._SPARE", 0)
+        return bits(dask_nmf.factorize(folder / "V.zarr", 3, out=folder / "out.zarr", **OPTIONS))
 
 
 @pytest.fixture(scope="session")

@@ -14,13 +14,13 @@ Damage = Callable[[bytes], bytes | None]
 Bits = tuple[bytes, bytes, tuple[Any, ...]]
 
 OURS = (ValueError, FileExistsError, FileNotFoundError, dask_nmf.RunStopped)
-_TO_DO = re.compile(r"restore|overwrite=True|again|another (place|path)|there is no|grant", re.I)
+_TO_DO = re.compile(r"restore|overwrite=True|again|another (place|path)|there is no|cannot open", re.I)
 
 
 class Place(Protocol):
     """Where objects lie: a folder or a bucket."""
 
-    def keys(self, prefix: str = "") -> list[str]: ...
+    def names(self, prefix: str = "") -> list[str]: ...
     def get(self, key: str) -> bytes: ...
     def put(self, key: str, body: bytes) -> None: ...
     def delete(self, key: str) -> None: ...
@@ -32,7 +32,7 @@ class Folder:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def keys(self, prefix: str = "") -> list[str]:
+    def names(self, prefix: str = "") -> list[str]:
         files = (p for p in self.root.rglob("*") if p.is_file())
         return [key for p in files if (key := str(p.relative_to(self.root))).startswith(prefix)]
 
@@ -48,12 +48,16 @@ class Folder:
             os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
     def delete(self, key: str) -> None:
-        (self.root / key).unlink()
+        path = self.root / key
+        path.unlink()
+        while path.parent != self.root and not any(path.parent.iterdir()):
+            path = path.parent
+            path.rmdir()
 
 
 def restore(place: Place, objects: Mapping[str, bytes]) -> None:
     """Exactly these objects."""
-    present = set(place.keys())
+    present = set(place.names())
     for key in present - objects.keys():
         place.delete(key)
     for key, body in objects.items():
@@ -91,14 +95,18 @@ def replaced(old: str, new: str) -> Damage:
     return changed
 
 
+def gone(_: bytes) -> None:
+    """Deleted."""
+
+
 DAMAGES: dict[str, Damage] = {
     **{f"flip at {share}": flip(share) for share in (0.0, 0.3, 0.5, 0.8, 1.0)},
     "high bit": flip(0.61, 7),
     "half": lambda body: body[: len(body) // 2],
     "a byte less": lambda body: body[:-1],
     "a byte more": lambda body: body + b"\0",
-    "empty": lambda body: b"",
-    "gone": lambda body: None,
+    "empty": lambda body: body[:0],
+    "gone": gone,
 }
 
 

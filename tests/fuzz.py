@@ -22,8 +22,8 @@ import dask
 
 import dask_nmf
 from dask_nmf import blocks
-from tests.fuzz_cases import Draw
 from tests.fuzz_checks import Wrong
+from tests.fuzz_draw import Draw
 from tests.fuzz_options import draw_call
 from tests.fuzz_stories import OTHERS, STORIES, Story
 

@@ -1,7 +1,6 @@
-"""Random calls for `tests.fuzz`: what is passed, and whether it must be refused."""
+"""What V is in the calls that `tests.fuzz` draws, and whether it must be refused."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,62 +21,7 @@ from zarr.core.sync import sync
 from zarr.storage import MemoryStore, ObjectStore
 
 from tests.conftest import Array
-
-
-class Draw:
-    """Random choices, reproducible from (seed, index)."""
-
-    def __init__(self, seed: int, index: int) -> None:
-        self.random = np.random.default_rng([seed, index])
-
-    def chance(self, share: float) -> bool:
-        return bool(self.random.random() < share)
-
-    def one(self, *options: Any) -> Any:
-        return options[self.random.integers(len(options))]
-
-    def int(self, low: int, high: int) -> int:
-        return int(self.random.integers(low, high + 1))
-
-    def cut(self, size: int) -> tuple[int, ...]:
-        """Chunk sizes, sometimes empty ones among them."""
-        edges = sorted(self.int(0, size) for _ in range(self.one(0, 0, 1, 2, 4)))
-        if not self.chance(0.1):
-            edges = sorted({edge for edge in edges if 0 < edge < size})
-        return tuple(np.diff([0, *edges, size]).tolist())
-
-
-@dataclass
-class Call:
-    """A drawn call of `factorize`.
-
-    wrong, late : words for what is plainly bad, to be refused before V is read or when it is; the
-    message has to hold one of them. doubtful : of what may be refused.
-    dense : V's numbers in float64; None where it has none.
-    """
-
-    folder: Path
-    V: Any = None
-    kind: str = ""
-    shape: tuple[int, ...] = ()
-    dtype: Any = None
-    dense: Array | None = None
-    options: dict[str, Any] = field(default_factory=dict)
-    wrong: set[str] = field(default_factory=set)
-    late: set[str] = field(default_factory=set)
-    doubtful: set[str] = field(default_factory=set)
-    dask: dict[str, Any] = field(default_factory=dict)
-    tight: bool = False
-
-    @property
-    def refused(self) -> set[str]:
-        return self.wrong | self.late
-
-    def __str__(self) -> str:
-        told = {**self.options, **self.dask, "tight": self.tight}
-        lines = [f"V: {self.kind}, {self.shape}", *(f"{k} = {v!r}" for k, v in told.items())]
-        expected = f"wrong {self.wrong}, late {self.late}, doubtful {self.doubtful}"
-        return "\n".join(f"    {line[:300]}" for line in [*lines, expected])
+from tests.fuzz_draw import BLOCK, Call, Draw
 
 
 # ------------------------------------------------------------------------------- V's numbers
@@ -88,7 +32,7 @@ def entries(draw: Draw, m: int, n: int) -> tuple[str, Array]:
         *("random", "random", "low rank", "close", "zeros", "constant", "rows", "duplicates"),
         *("huge", "scaled", "counts", "single", "negative zeros", "columns"),
     )
-    k = draw.int(1, 4)
+    k = draw.integer(1, 4)
     X = random.random((m, n))
     if kind in ("low rank", "close"):
         X = random.random((m, k)) @ random.random((k, n))
@@ -96,7 +40,7 @@ def entries(draw: Draw, m: int, n: int) -> tuple[str, Array]:
     elif kind in ("zeros", "single", "constant"):
         X = np.full((m, n), 3.0 if kind == "constant" else 0.0)
         if kind == "single":
-            X[draw.int(0, m - 1), draw.int(0, n - 1)] = 1 + random.random()
+            X[draw.integer(0, m - 1), draw.integer(0, n - 1)] = 1 + random.random()
     elif kind == "rows":
         X[random.random(m) < 0.5] = 0
     elif kind == "columns":
@@ -104,9 +48,9 @@ def entries(draw: Draw, m: int, n: int) -> tuple[str, Array]:
     elif kind == "duplicates":
         X = X[random.integers(0, max(1, m // 4), m)]
     elif kind == "huge":
-        X[draw.int(0, m - 1), draw.int(0, n - 1)] = 10.0 ** draw.int(1, 140)
+        X[draw.integer(0, m - 1), draw.integer(0, n - 1)] = 10.0 ** draw.integer(1, 140)
     elif kind == "scaled":
-        X = X * 10.0 ** draw.int(-160, 160)
+        X = X * 10.0 ** draw.integer(-160, 160)
     elif kind == "counts":
         X = random.poisson(draw.one(0.1, 1.0, 50.0), (m, n)).astype(float)
     elif kind == "negative zeros":
@@ -129,15 +73,31 @@ def as_dtype(X: Array, dtype: np.dtype[Any]) -> Array:
     return X.astype(dtype)
 
 
-REAL = ("f8", "f8", "f8", "f4", "f4", "f2", ">f8", ">f4", "u1", "i1", "u2", ">i2", "i4", "u8", "i8")
-REAL = (*REAL, "bool")
+REAL = (
+    "f8",
+    "f8",
+    "f8",
+    "f4",
+    "f4",
+    "f2",
+    ">f8",
+    ">f4",
+    "u1",
+    "i1",
+    "u2",
+    ">i2",
+    "i4",
+    "u8",
+    "i8",
+    "bool",
+)
 UNREAL = ("c8", "c16", "U4", "S3", "O", "M8[s]")
 
 
 def _spoiled(draw: Draw, X: Array, call: Call) -> Array:
     """A NaN, an infinite or a negative entry at some place."""
     X = X.copy()
-    place = draw.int(0, X.shape[0] - 1), draw.int(0, X.shape[1] - 1)
+    place = draw.integer(0, X.shape[0] - 1), draw.integer(0, X.shape[1] - 1)
     bad = draw.one(np.nan, np.inf, -np.inf, -1, -1e-3)
     X[place] = -1 if X.dtype.kind == "i" else bad
     call.late.add("V")
@@ -198,7 +158,7 @@ def as_wrong_dask(draw: Draw, X: Array, call: Call) -> Any:
     how = draw.one("unknown", "sparse", "sparse told", "short", "complex", "masked", "text", "1-D")
     call.kind += f" dask {how}"
     early = how in ("unknown", "sparse told")
-    (call.wrong if early else call.late).add("V")
+    (call.wrong if early else call.late).add("V" if early else BLOCK)
     if how == "unknown":
         return V[V[:, 0] >= 0]
     if how == "sparse told":
@@ -219,11 +179,11 @@ def as_zarr(draw: Draw, X: Array, call: Call) -> Any:
     old = draw.chance(0.3)
     place = draw.one("memory", "local", "local", "path", "path", "Path", "URL", "obstore")
     options: dict[str, Any] = {"zarr_format": 2 if old else 3}
-    chunks = tuple(draw.int(1, size + draw.one(0, 3)) for size in X.shape)
+    chunks = tuple(draw.integer(1, size + draw.one(0, 3)) for size in X.shape)
     if draw.chance(0.3):
         chunks = tuple(max(1, size // 2) for size in X.shape)
     if old:
-        codecs = (None, Zstd(), GZip(), Zlib(), "auto")
+        codecs: Any = (None, Zstd(), GZip(), Zlib(), "auto")
         options |= {"order": draw.one("C", "C", "F")}
     else:
         codecs = (None, "auto", BloscCodec(), BloscCodec(cname="lz4", shuffle="shuffle"))
@@ -233,7 +193,7 @@ def as_zarr(draw: Draw, X: Array, call: Call) -> Any:
         if draw.chance(0.1):
             options["filters"] = [TransposeCodec(order=(1, 0))]
         if draw.chance(0.3):
-            options["shards"] = tuple(size * draw.int(1, 3) for size in chunks)
+            options["shards"] = tuple(size * draw.integer(1, 3) for size in chunks)
         if draw.chance(0.1):
             options["chunk_key_encoding"] = {"name": "v2", "separator": "."}
     options |= {"chunks": chunks, "compressors": draw.one(*codecs)}
@@ -275,7 +235,7 @@ def _damage(draw: Draw, path: Path, array: Any, call: Call) -> None:
     if file.exists():
         body = file.read_bytes()
         cut = not array.compressors or draw.chance(0.5)
-        file.write_bytes(body[: draw.int(0, 3)] if cut else b"????????" + body[8:])
+        file.write_bytes(body[: draw.integer(0, 3)] if cut else b"????????" + body[8:])
         call.late.add("chunk")
         call.kind += " damaged"
 
@@ -286,7 +246,7 @@ def read_zarr(call: Call, V: Any) -> None:
         V = zarr.open_array(str(V), mode="r")
     store = V.store_path.store
     absent = [key for key in _keys(V) if not sync(store.exists(key))]
-    if absent and call.options.get("missing", "error") != "zero":
+    if absent and str(call.options["missing"]) != "zero":
         call.late.add("chunk")
     if "chunk" not in call.late:
         call.dense = np.asarray(V[...]).astype(float)
@@ -298,7 +258,7 @@ def as_nothing(draw: Draw, X: Array, call: Call) -> Any:
     folder = call.folder
     how = draw.one(
         *("list", "sparse", "masked", "none", "int", "bytes", "group", "group path", "no path"),
-        *("file", "folder", "empty", "nul", "no metadata", "half metadata", "below file", "frame"),
+        *("file", "folder", "empty", "nul", "no metadata", "half metadata", "below file", "view"),
         *("deep", "vector", "scalar", "no rows", "no columns", "zarr vector"),
     )
     call.kind += f" {how}"
@@ -311,14 +271,12 @@ def as_nothing(draw: Draw, X: Array, call: Call) -> Any:
         (folder / "file").write_text("no zarr")
         return folder / "file" / ("x" if how == "below file" else "")
     if how in ("no metadata", "half metadata"):
-        made = zarr.create_array(folder / "V.zarr", data=np.ones((2, 2)), zarr_format=3)
+        made: Any = zarr.create_array(folder / "V.zarr", data=np.ones((2, 2)), zarr_format=3)
         text = (Path(made.store.root) / "zarr.json").read_text()
         (folder / "V.zarr" / "zarr.json").write_text("{}" if how == "no metadata" else text[:40])
         return folder / "V.zarr"
     if how == "zarr vector":
         return zarr.create_array(MemoryStore(), data=np.ones(7))
-    import pandas as pd
-
     return {
         "list": X.tolist(),
         "sparse": scipy.sparse.csr_array(np.ones((3, 4))),
@@ -330,7 +288,7 @@ def as_nothing(draw: Draw, X: Array, call: Call) -> Any:
         "folder": folder,
         "empty": "",
         "nul": "a\0b",
-        "frame": pd.DataFrame(X.astype(float)),
+        "view": memoryview(X.tobytes()),
         "deep": X[None],
         "vector": X[0],
         "scalar": np.float64(3.0) if draw.chance(0.5) else np.array(3.0),
@@ -341,9 +299,12 @@ def as_nothing(draw: Draw, X: Array, call: Call) -> Any:
 
 def draw_V(draw: Draw, call: Call, bad: bool) -> None:
     """V, after `missing` was drawn."""
-    m, n = draw.one(1, 2, draw.int(1, 60), draw.int(1, 60)), draw.one(1, draw.int(1, 40))
+    m, n = (
+        draw.one(1, 2, draw.integer(1, 60), draw.integer(1, 60)),
+        draw.one(1, draw.integer(1, 40)),
+    )
     if draw.chance(0.6):
-        m, n = draw.int(5, 60), draw.int(3, 40)
+        m, n = draw.integer(5, 60), draw.integer(3, 40)
     call.kind, X = entries(draw, m, n)
     if call.kind == "huge" and X.max() > 1e30:  # so much that sums lose all else
         call.doubtful.add("V")

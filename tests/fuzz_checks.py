@@ -19,11 +19,13 @@ import dask_nmf
 from dask_nmf import Status, oracle
 from dask_nmf.solvers import HALS, MU, make_solver
 from tests.conftest import Array
-from tests.fuzz_cases import Call
+from tests.fuzz_draw import Call
 
 PACKAGE = Path(dask_nmf.__file__).parent
-ERRORS = (TypeError, ValueError, FileExistsError, FileNotFoundError)
-ERRORS = (*ERRORS, NotADirectoryError, PermissionError, RuntimeError)
+ERRORS = (
+    *(FileExistsError, FileNotFoundError, NotADirectoryError, PermissionError),
+    *(TypeError, ValueError, RuntimeError),
+)
 
 
 class Wrong(AssertionError):
@@ -63,6 +65,11 @@ def judge(error: Exception, words: set[str]) -> None:
         raise Wrong(f"{frame.filename}:{frame.lineno} ({line}) did not mean to raise") from error
     if not re.search(rf"\b({'|'.join(words)})\b", str(error)):
         raise Wrong(f"the message is about none of {sorted(words)}") from error
+
+
+def kind_of(error: Exception) -> str:
+    """The name of the builtin that it is."""
+    return next(kind.__name__ for kind in ERRORS if isinstance(error, kind))
 
 
 # --------------------------------------------------------------------------------- answers
@@ -124,7 +131,7 @@ def check_history(call: Call, result: dask_nmf.Result) -> None:
 def check_sweeps(call: Call, result: dask_nmf.Result, start: list[Array]) -> None:
     """HALS and MU from a given start take the oracle's sweeps."""
     solver = make_solver(call.options["solver"])
-    if not isinstance(solver, (HALS, MU)) or getattr(solver, "settle", 0):
+    if not isinstance(solver, (HALS, MU)) or getattr(solver, "settle", False):
         return
     V: Any = call.dense
     W, H = (x.astype(call.dtype).astype(float) for x in start)

@@ -14,7 +14,8 @@ from zarr.storage import MemoryStore
 import dask_nmf
 from dask_nmf.solvers import HALS, MU
 from tests.conftest import Array
-from tests.fuzz_cases import Call, Draw, draw_V
+from tests.fuzz_cases import draw_V
+from tests.fuzz_draw import Call, Draw
 
 NAN = float("nan")
 _ARRAY = np.ones(3)
@@ -79,13 +80,16 @@ class Answer:
 def draw_call(draw: Draw, folder: Path) -> Call:
     """A call: more than half of them with nothing wrong, others with one or two bad arguments."""
     call = Call(folder)
-    bad = [draw.one("V", "V", "out", "out", "given", *BAD) for _ in range(draw.one(0, 0, 0, 1, 2))]
+    faults = draw.one(0, 0, 0, 0, 0, 0, 1, 1, 2)
+    bad = [draw.one("V", "V", "V", "out", "out", "given", *BAD) for _ in range(faults)]
     options = call.options
     options["missing"] = _option(draw, call, "missing", bad)
     draw_V(draw, call, "V" in bad)
     m, n = call.shape if len(call.shape) == 2 else (5, 5)
     least = min(m, n)
-    rank = draw.one(1, 2, 3, draw.int(1, least), draw.int(1, least + 3), np.int64(min(2, least)))
+    rank = draw.one(
+        1, 2, 3, draw.integer(1, least), draw.integer(1, least + 3), np.int64(min(2, least))
+    )
     options["rank"] = draw.one(*BAD["rank"]) if "rank" in bad else rank
     options["solver"] = draw.one(*BAD["solver"]) if "solver" in bad else draw.one(*SOLVERS, Own())
     options["init"] = init = draw.one(*BAD["init"]) if "init" in bad else draw.one(*INITS)
@@ -98,7 +102,7 @@ def draw_call(draw: Draw, folder: Path) -> Call:
         call.doubtful.add("V")  # what fills their zeros is of V's size, not of its root
     if (passes and "init" not in bad and "given" not in bad) and rank > least:
         call.wrong.add("init")
-    most = 2 + passes + draw.int(0, 6) if draw.chance(0.8) else 2 + passes + draw.int(0, 40)
+    most = 2 + passes + draw.integer(0, 6) if draw.chance(0.8) else 2 + passes + draw.integer(0, 40)
     if most < passes + 4:  # the transpose needs one more, tiles two
         call.doubtful.add("max_passes")
     options["max_passes"] = draw.one(*BAD["max_passes"]) if "max_passes" in bad else most
@@ -109,17 +113,17 @@ def draw_call(draw: Draw, folder: Path) -> Call:
     if draw.chance(0.4) or "block_rows" in bad:
         _block_rows(draw, call, m, "block_rows" in bad)
     if draw.chance(0.3) or "callback" in bad:
-        answers = (None, Answer(None), Answer(1), Answer(True, draw.int(1, 4)))
+        answers = (None, Answer(None), Answer(1), Answer(True, draw.integer(1, 4)))
         options["callback"] = draw.one(*(BAD["callback"] if "callback" in bad else answers))
     options["out"] = bad_out(draw, call) if "out" in bad else good_out(draw, folder)
     call.wrong |= {name for name in bad if name in BAD and name != "given"}
     if draw.chance(0.25) and "memory" not in bad and call.dense is not None:
         call.tight = True
-        options["memory"] = call.dense.nbytes + 10 ** draw.int(3, 6)
+        options["memory"] = call.dense.nbytes + 10 ** draw.integer(3, 6)
         call.doubtful |= {"memory", "init", "max_passes"}
     call.dask = {"scheduler": draw.one("synchronous", "threads", "threads", "sync")}
     if call.dask["scheduler"] == "threads":
-        call.dask["num_workers"] = draw.int(1, 4)
+        call.dask["num_workers"] = draw.integer(1, 4)
     return call
 
 
@@ -129,11 +133,11 @@ def _option(draw: Draw, call: Call, name: str, bad: list[str]) -> Any:
 
 def _block_rows(draw: Draw, call: Call, m: int, bad: bool) -> None:
     V = call.V
-    rows = draw.int(1, m + 5)
+    rows = draw.integer(1, m + 5)
     if isinstance(V, da.Array) and V.ndim == 2 and draw.chance(0.7):
-        rows = max(1, *(int(size) for size in V.chunks[0] if size == size)) * draw.int(1, 3)
+        rows = max([1, *(int(size) for size in V.chunks[0] if size == size)]) * draw.integer(1, 3)
     elif isinstance(V, zarr.Array) and V.ndim == 2 and draw.chance(0.7):
-        rows = (V.shards or V.chunks)[0] * draw.int(1, 3)
+        rows = (V.shards or V.chunks)[0] * draw.integer(1, 3)
     elif not isinstance(V, np.ndarray) and rows < m:
         call.doubtful.add("block_rows")
     call.options["block_rows"] = draw.one(*BAD["block_rows"]) if bad else rows
@@ -145,7 +149,7 @@ def _given(draw: Draw, call: Call, m: int, n: int, k: int, bad: bool) -> Any:
     random = draw.random
     top = 1.0 if call.dense is None or not call.dense.size else float(np.nanmax(call.dense))
     size = np.sqrt(top) if 0 < top < 1e300 else 1.0
-    away = 10.0 ** draw.int(-4, 4) if draw.chance(0.3) else 1.0
+    away = 10.0 ** draw.integer(-4, 4) if draw.chance(0.3) else 1.0
     W0 = (random.random((m, k)) + 0.01) * size * away
     H0 = (random.random((k, n)) + 0.01) * size / away
     call.kind += " given"
@@ -170,7 +174,7 @@ def _given(draw: Draw, call: Call, m: int, n: int, k: int, bad: bool) -> Any:
 
 
 def _spoiled_pair(draw: Draw, call: Call, pair: list[Any]) -> Any:
-    i = draw.int(0, 1)
+    i = draw.integer(0, 1)
     X = pair[i].astype(float)
     how = draw.one(
         *("shape", "NaN", "negative", "zeros", "complex", "text", "none", "list", "sparse", "one"),

@@ -12,7 +12,11 @@ from tests.processes import Process
 
 def damage(place: Path, random: Random) -> str:
     """Damage one file, or one of those in a folder; what was done to which."""
-    files = sorted(path for path in place.rglob("*") if path.is_file()) or [place]
+    files = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.is_file())
+    if not files:
+        return "nothing"
+    if random.random() < 0.5:  # most are chunks, of W
+        files = [path for path in files if path.name != "zarr.json"] or files
     path = random.choice(files)
     kind = random.choice(["flip", "flip", "truncate", "delete"])
     try:

@@ -5,14 +5,17 @@ second.
 """
 
 import asyncio
+import ctypes
 import hashlib
 import multiprocessing
 import os
 import signal
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -40,7 +43,9 @@ CONFIG: dict[str, Any] = {
 
 # ------------------------------------------------------------------------- what the processes do
 def _settle(log: Path, config: dict[str, Any]) -> None:
-    """What is printed goes to a file; configured as all of them are."""
+    """What is printed goes to a file; configured as all of them are; gone when the tests are."""
+    if sys.platform == "linux":  # killed when its parent ends, which ends with the tests
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
@@ -104,34 +109,36 @@ class Call:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a call: a digest of its result, or an error's type and text."""
+    """What came of a call: a digest of its result, or an error's type and text.
+
+    stopped : whether it is a `RunStopped`. where : functions of the package that it went through.
+    """
 
     digest: str = ""
     resumed_from: int | None = None
     error: str = ""
     text: str = ""
     stopped: bool = False
-    connected: bool = True
+    where: tuple[str, ...] = ()
 
 
 def drive(log: Path, config: dict[str, Any], tell: Connection, address: str, call: Call) -> None:
     """Make the call, on that scheduler or (for "") in sequence, and tell what came of it."""
     _settle(log, config)
-    connected = False
     try:
         if address:
             Client(address, timeout=10).wait_for_workers(1, timeout=20)
         else:
             dask.config.set(scheduler="synchronous")
-        connected = True
         result = call.make()
         outcome = Outcome(digest(result), result.resumed_from)
     except BaseException as error:
-        import traceback
-
-        traceback.print_exc()
+        with suppress(OSError):  # on a full disk
+            traceback.print_exc()
+        frames = traceback.extract_tb(error.__traceback__)
+        where = tuple(frame.name for frame in frames if "dask_nmf/" in frame.filename)
         stopped, name = isinstance(error, RunStopped), type(error).__name__
-        outcome = Outcome("", None, name, str(error), stopped, connected)
+        outcome = Outcome("", None, name, str(error), stopped, where)
     tell.send(outcome)
     os._exit(0)
 

@@ -56,7 +56,7 @@ class Bucket:
         )
         self._client.create_bucket(Bucket=name)
 
-    def keys(self, prefix: str = "") -> list[str]:
+    def names(self, prefix: str = "") -> list[str]:
         pages = self._client.get_paginator("list_objects_v2").paginate(
             Bucket=self.name, Prefix=prefix
         )
@@ -73,7 +73,7 @@ class Bucket:
         self._client.delete_object(Bucket=self.name, Key=key)
 
     def everything(self, prefix: str = "") -> dict[str, bytes]:
-        return {key: self.get(key) for key in self.keys(prefix)}
+        return {key: self.get(key) for key in self.names(prefix)}
 
     def close(self) -> None:
         self._client.close()
@@ -101,8 +101,8 @@ class Proxy(ThreadingHTTPServer):
 
     slow : 503 SlowDown instead of an answer. cut : the connection ends in the middle of a body.
     late : 20 ms. lost : the request is passed on and succeeds, but its answer is not (of a PUT).
-    denied : 403, unless the request is signed with our key. refused : 412. Shares of all requests, in which
-    `only` is found; `most` faults in all, after which the proxy only passes on.
+    denied : 403, unless the request is signed with our key. refused : 412. Each a share of the
+    requests in which `only` is found; after `most` faults in all the proxy only passes on.
     """
 
     daemon_threads = True
@@ -156,6 +156,11 @@ class _Handler(BaseHTTPRequestHandler):
     wbufsize = -1
     server: Proxy
 
+    def handle_expect_100(self) -> bool:
+        super().handle_expect_100()
+        self.wfile.flush()
+        return True
+
     def _pass_on(self) -> None:
         size = int(self.headers.get("Content-Length") or 0)
         fault = self.server.fault(self.command, self.path)
@@ -206,6 +211,12 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 # ------------------------------------------------------------------------------- the clients
+def point_to(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """URLs are served from there, to clients that are still to be made."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server)
+    pytest.importorskip("s3fs").S3FileSystem.clear_instance_cache()
+
+
 @contextmanager
 def environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Keys for all clients, a short patience for s3fs's, which are closed in the end."""

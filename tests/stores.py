@@ -75,3 +75,22 @@ class PoisonStore(WrapperStore[Any]):
 
     def died(self) -> int:
         return len(self.log.read_text().splitlines()) if self.log.exists() else 0
+
+
+class FailingStore(WrapperStore[Any]):
+    """Does not write while a file says so: it holds an error's number, and how often."""
+
+    def __init__(self, store: Any, order: Path) -> None:
+        super().__init__(store)
+        self.order = order
+
+    def _with_store(self, store: Any) -> "FailingStore":
+        return FailingStore(store, self.order)
+
+    async def set(self, key: str, value: Any) -> None:
+        if self.order.exists():
+            code, times = map(int, self.order.read_text().split())
+            if times:
+                self.order.write_text(f"{code} {times - 1}")
+                raise OSError(code, os.strerror(code))
+        await self._store.set(key, value)

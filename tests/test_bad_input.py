@@ -144,7 +144,8 @@ def test_options(options: dict[str, Any], error: type[Exception], text: str) -> 
 
 def test_numbers_of_other_kinds() -> None:
     """No limit is as good as none; what counts bytes need not be Python's."""
-    result = dask_nmf.factorize(V, 2, memory=np.int64(2**31), max_seconds=float("inf"))
+    memory: Any = np.int64(2**31)
+    result = dask_nmf.factorize(V, 2, memory=memory, max_seconds=float("inf"))
     assert result.plan is not None
     assert result.plan.memory == 2**31
     assert result.summary()["max_seconds"] is None
@@ -197,6 +198,24 @@ def test_dask_blocks_of_the_matrix_class() -> None:
 def test_starts(W: Any, H: Any, error: type[Exception], text: str) -> None:
     with pytest.raises(error, match=text):
         dask_nmf.factorize(V, 2, init=(W, H))
+
+
+def test_dask_arrays_with_empty_chunks() -> None:
+    """As filters leave them: there is nothing wrong with them."""
+    X, W, H = (
+        da.from_array(x, chunks=((0, len(x), 0), -1), name=False) for x in (V, V[:, :2], V[:2])
+    )
+    options: dict[str, Any] = {"solver": "hals", "tol": 0, "max_passes": 3}
+    found = dask_nmf.factorize(X, 2, init=(W, H), **options)
+    assert found.error == dask_nmf.factorize(V, 2, init=(V[:, :2], V[:2]), **options).error
+
+
+def test_a_bad_start_leaves_nothing_in_the_way(tmp_path: Path) -> None:
+    for W in (-V[:, :2], V[:, :2] * 0, V[:, :2] * np.nan):
+        with pytest.raises(ValueError, match="W0"):
+            dask_nmf.factorize(V, 2, init=(W, V[:2]), out=tmp_path / "out.zarr")
+        assert not (tmp_path / "out.zarr" / "run").exists()
+    assert dask_nmf.factorize(V, 2, out=tmp_path / "out.zarr").resumed_from is None
 
 
 def test_half_steps_check_what_they_get() -> None:

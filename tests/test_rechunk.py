@@ -190,6 +190,7 @@ def test_bad_input(tmp_path: Path, tight: None) -> None:
     for options, text in (
         ({"chunks": (0, 3)}, "chunks must be"),
         ({"chunks": 7}, "chunks must be"),
+        ({"chunks": (True, 2)}, "chunks must be"),
         ({"codec": "zip"}, "codec must be one of"),
         ({"memory": "few"}, "memory must be bytes"),
         ({"memory": 5_000, "chunks": (10, 62)}, "memory=.* too small to rechunk V"),
@@ -204,7 +205,8 @@ def test_bad_input(tmp_path: Path, tight: None) -> None:
         with pytest.raises((ValueError, OSError), match="apart from V|holds something"):
             rechunk(path, out)
     assert {p.name for p in tmp_path.iterdir()} == {"V.zarr"}
-    rechunk(path, tmp_path / "copy.zarr", chunks=(10, 62))
+    numbers: Any = tuple(np.array([10, 62]))
+    rechunk(path, tmp_path / "copy.zarr", chunks=numbers)
     with pytest.raises(FileExistsError, match=r"another call \(chunks \[10, 62\], now \[20, 62\]"):
         rechunk(path, tmp_path / "copy.zarr", chunks=(20, 62))
     (tmp_path / "note").write_text("mine")

@@ -3,81 +3,24 @@
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import zarr
 from zarr.storage import LocalStore, MemoryStore, StorePath
 
 import dask_nmf
 from dask_nmf import commits
-from tests.conftest import low_rank
 from tests.damage import Bits, bits
-from tests.s3 import BUCKET, CLIENTS, SECRET, Bucket, Proxy, by_s3fs, url
+from tests.s3 import CLIENTS, KEY, SECRET, Bucket, Proxy, point_to, url
+from tests.s3_runs import OPTIONS, Killed, V, kill_at, run
 
-V = low_rank(60, 8, 3)
-OPTIONS: dict[str, Any] = {"tol": 0, "max_passes": 5, "block_rows": 20, "checkpoint_every": 1}
+# zarr leaves what it has not begun to write, when another of its writes fails.
+pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. <coroutine")
+
 WAYS = ["url", "s3fs", "obstore"]
-
-
-class Killed(Exception):
-    """What ends a run, and is nobody else's."""
-
-
-@pytest.fixture(scope="module")
-def expected(tmp_path_factory: pytest.TempPathFactory) -> Bits:
-    """Of the run on a disk."""
-    folder = tmp_path_factory.mktemp("disk")
-    zarr.create_array(folder / "V.zarr", data=V, chunks=(20, 8))
-    return bits(dask_nmf.factorize(folder / "V.zarr", 3, out=folder / "out.zarr", **OPTIONS))
-
-
-@pytest.fixture
-def stored(bucket: Bucket) -> Bucket:
-    """The bucket, with V in it."""
-    zarr.create_array(url("V.zarr"), data=V, chunks=(20, 8))
-    return bucket
-
-
-@pytest.fixture
-def through(stored: Bucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Proxy]]:
-    """Makes a proxy, through which all clients then go to the server."""
-    S3FileSystem: Any = pytest.importorskip("s3fs").S3FileSystem
-    proxies = []
-
-    def make(**faults: Any) -> Proxy:
-        proxy = Proxy(stored.port, **faults)
-        proxies.append(proxy.__enter__())
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-        S3FileSystem.clear_instance_cache()
-        return proxy
-
-    yield make
-    for proxy in proxies:
-        proxy.__exit__()
-
-
-def run(way: str, server: Bucket | Proxy, **kwargs: Any) -> dask_nmf.Result:
-    """V and out by URLs, or as arrays and groups of a store, which the caller has opened."""
-    if way == "url":
-        return dask_nmf.factorize(url("V.zarr"), 3, out=url("out.zarr"), **OPTIONS, **kwargs)
-    store = CLIENTS[way](server.url)
-    with server.calm() if isinstance(server, Proxy) else nullcontext():
-        array = zarr.open_array(store, path="V.zarr", mode="r")
-        group = zarr.open_group(store, path="out.zarr", mode="a")
-    return dask_nmf.factorize(array, 3, out=group, **OPTIONS, **kwargs)
-
-
-def kill_at(sweep: int) -> Callable[[dask_nmf.SweepRecord], None]:
-    def callback(record: dask_nmf.SweepRecord) -> None:
-        if record.sweep == sweep:
-            raise Killed
-
-    return callback
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -87,7 +30,7 @@ def test_same_bits_as_on_a_disk(stored: Bucket, expected: Bits, way: str, tmp_pa
     assert bits(dask_nmf.open_result(url("out.zarr"))) == expected
     dask_nmf.factorize(V, 3, out=tmp_path / "out.zarr", **OPTIONS)
     files = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
-    assert set(stored.keys("out.zarr/")) == files  # nothing of the run is left
+    assert set(stored.names("out.zarr/")) == files  # nothing of the run is left
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -134,80 +77,113 @@ def test_one_of_many_creates_it(request: pytest.FixtureRequest, tmp_path: Path, 
             assert commits.read(StorePath(store, f"commit-{number}")) == {"nonce": made[0]}
 
 
-@pytest.mark.parametrize("client", CLIENTS)
-def test_an_answer_that_is_lost(bucket: Bucket, client: str) -> None:
-    """The client asks again, and is told that something exists: its own."""
-    with Proxy(bucket.port, only="PUT", most=1, lost=1.0) as proxy:
-        place = StorePath(CLIENTS[client](proxy.url), "commit")
-        assert commits.create(place, {"nonce": 1})
-        assert not commits.create(place, {"nonce": 2})
-        assert proxy.done == {"lost": 1}
+# ------------------------------------------------------------------------- keys and buckets
+def _wrong(what: str, bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    if what == "no keys":
+        monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+        monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    else:
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAOFSOMEBODY")
 
 
-@pytest.mark.parametrize("client", CLIENTS)
-def test_servers_that_do_not_say_which_condition(bucket: Bucket, client: str) -> None:
-    """Some answer 412 with no more than its code: no reason to ask five times."""
-    place = StorePath(CLIENTS[client](bucket.url), "commit")
-    assert commits.create(place, {"nonce": 1})
-    with Proxy(bucket.port, only="PUT", refused=1.0) as proxy:
-        place = StorePath(CLIENTS[client](proxy.url), "commit")
-        assert not commits.create(place, {"nonce": 2})
-        assert proxy.done == {"refused": 1}
+@pytest.mark.parametrize("what", ["no keys", "wrong keys"])
+def test_keys_that_do_not_open(stored: Bucket, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    before = stored.everything()
+    with Proxy(stored.port, denied=1.0) as proxy:
+        point_to(proxy.url, monkeypatch)
+        _wrong(what, stored, monkeypatch)
+        for call in (
+            lambda: dask_nmf.factorize(V, 3, out=url("out.zarr"), **OPTIONS),
+            lambda: dask_nmf.open_result(url("out.zarr")),
+        ):
+            with pytest.raises(PermissionError, match=r"out\.zarr.*keys and permissions"):
+                call()
+    assert stored.everything() == before
 
 
-# -------------------------------------------------------------------------------- faults
-FAULTS: dict[str, dict[str, float]] = {
-    "busy": {"slow": 0.1},
-    "cut": {"cut": 0.1},
-    "lost": {"lost": 0.3},
-    "all": {"slow": 0.05, "cut": 0.05, "lost": 0.1, "late": 0.1},
-}
+def test_keys_of_obstore_that_do_not_open(stored: Bucket) -> None:
+    with Proxy(stored.port, denied=1.0) as proxy:
+        group = zarr.open_group(CLIENTS["obstore"](stored.url), path="out.zarr", mode="a")
+        store = CLIENTS["obstore"](proxy.url, key="AKIAOFSOMEBODY")
+        closed = zarr.Group(replace(group._async_group, store_path=StorePath(store, "out.zarr")))
+        with pytest.raises(PermissionError, match=r"out\.zarr.*keys and permissions"):
+            dask_nmf.factorize(V, 3, out=closed, **OPTIONS)
 
 
-@pytest.mark.parametrize("faults", FAULTS)
-@pytest.mark.parametrize("client", CLIENTS)
-def test_faults(through: Callable[..., Proxy], expected: Bits, client: str, faults: str) -> None:
-    way = "url" if client == "s3fs" else client
-    proxy = through(seed=len(faults), **FAULTS[faults])
-    for _ in range(8):
-        try:
-            result = run(way, proxy)
-            break
-        except dask_nmf.StorageFailed as error:
-            assert "again" in str(error)
-    assert bits(result) == expected
-    assert proxy.done.keys() == FAULTS[faults].keys()
+def test_no_such_bucket(bucket: Bucket) -> None:
+    with pytest.raises(FileNotFoundError, match="out: cannot write to s3://nowhere/out.zarr"):
+        dask_nmf.factorize(V, 3, out="s3://nowhere/out.zarr", **OPTIONS)
+    with pytest.raises(FileNotFoundError, match="V: there is no zarr array at 's3://nowhere/V"):
+        dask_nmf.factorize("s3://nowhere/V.zarr", 3)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_secrets_are_stored_nowhere(
+    stored: Bucket, caplog: pytest.LogCaptureFixture, way: str
+) -> None:
+    caplog.set_level("DEBUG", "dask_nmf")
+    with pytest.raises(Killed):
+        run(way, stored, callback=kill_at(2))
+    found = stored.everything()
+    result = run(way, stored)
+    found |= stored.everything()
+    assert len(found) > 30
+    for key, body in found.items():
+        assert SECRET.encode() not in body, key
+        assert KEY.encode() not in body, key
+    for text in (caplog.text, repr(result), str(result.plan), str(result.summary())):
+        assert SECRET not in text
+
+
+# -------------------------------------------------------------------- several processes
+def test_on_a_cluster(stored: Bucket, expected: Bits) -> None:
+    from distributed import Client, LocalCluster
+
+    options: dict[str, Any] = {"n_workers": 2, "threads_per_worker": 1, "processes": True}
+    with LocalCluster(dashboard_address="127.0.0.1:0", **options) as cluster, Client(cluster):
+        with pytest.raises(Killed):
+            run("url", stored, callback=kill_at(2))
+        assert bits(run("url", stored)) == expected
+        assert not [key for key in stored.names() if "/run/" in key]
+
+
+_OTHER = """
+import dask_nmf.planner
+dask_nmf.planner._SPARE = 0
+result = dask_nmf.factorize({V!r}, 3, out={out!r}, **{options!r})
+print(result.resumed_from)
+"""
+
+
+@pytest.mark.parametrize("way", ["url", "obstore"])
+def test_two_drivers(stored: Bucket, expected: Bits, way: str) -> None:
+    """What the second commits is seen by the first, whatever that one has listed before."""
+
+    def other(record: dask_nmf.SweepRecord) -> None:
+        if record.sweep == 2:
+            text = _OTHER.format(V=url("V.zarr"), out=url("out.zarr"), options=OPTIONS)
+            done = subprocess.run(
+                [sys.executable, "-c", text], capture_output=True, text=True, check=False
+            )
+            told.append(done.stdout.strip() or done.stderr)
+
+    told: list[str] = []
+    with pytest.raises(dask_nmf.RunTakenOver, match="this call stops, nothing is lost"):
+        run(way, stored, callback=other)
+    assert told == ["3"]
     assert bits(dask_nmf.open_result(url("out.zarr"))) == expected
+    assert bits(run(way, stored)) == expected
+    assert not [key for key in stored.names() if "/run/" in key]
 
 
-@pytest.mark.parametrize("only", ["/V.zarr/c/", "PUT .*/W-", "/state-", "commit-"])
-@pytest.mark.parametrize("client", CLIENTS)
-def test_an_outage_in_the_middle(
-    through: Callable[..., Proxy], expected: Bits, nothing_kept: None, client: str, only: str
-) -> None:
-    way = "url" if client == "s3fs" else client
-    proxy = through()
-    outage = {"only": only, "shares": {"slow": 1.0}}
+def test_a_result_is_seen_once_it_is_there(stored: Bucket, expected: Bits) -> None:
+    """A client that has looked before, and found nothing or something unfinished."""
+    with pytest.raises(FileNotFoundError, match="there is no dask_nmf result"):
+        dask_nmf.open_result(url("out.zarr"))
 
-    def begins(record: dask_nmf.SweepRecord) -> None:
-        vars(proxy).update(outage)
+    def look(record: dask_nmf.SweepRecord) -> None:
+        with pytest.raises(ValueError, match="has not finished"):
+            dask_nmf.open_result(url("out.zarr"))
 
-    with pytest.raises(dask_nmf.StorageFailed, match="again") as failed:
-        run(way, proxy, callback=begins)
-    assert "\n" not in str(failed.value)
-    proxy.shares = {}
-    assert bits(run(way, proxy)) == expected
-
-
-@pytest.mark.parametrize("client", CLIENTS)
-def test_an_outage_at_the_beginning_and_at_the_end(
-    through: Callable[..., Proxy], expected: Bits, client: str
-) -> None:
-    way = "url" if client == "s3fs" else client
-    proxy = through()
-    for only in ("epoch-", "run/zarr.json", "out.zarr/W/", "out.zarr/error/"):
-        vars(proxy).update(only=only, shares={"slow": 1.0})
-        with pytest.raises(dask_nmf.StorageFailed, match="again"):
-            run(way, proxy)
-    proxy.shares = {}
-    assert bits(run(way, proxy)) == expected
+    run("s3fs", stored, callback=look)  # by another client than that of URLs
+    assert bits(dask_nmf.open_result(url("out.zarr"))) == expected

@@ -12,7 +12,7 @@ import pytest
 import zarr
 
 import dask_nmf
-from dask_nmf import checkpoint, commits, resume
+from dask_nmf import blas, checkpoint, commits, resume
 from dask_nmf.types import SweepRecord
 from tests.conftest import low_rank
 from tests.resuming import DATA, FEW, Killed, assert_same, killing
@@ -136,6 +136,23 @@ def test_V_that_has_changed_is_noticed(V: Path, tmp_path: Path, finished: bool) 
     assert_same(anew, dask_nmf.factorize(V, 5, **FEW))
 
 
+@pytest.mark.parametrize("kind", ["numpy", "dask", "zarr"])
+def test_rows_or_columns_that_change_places_are_noticed(V: Path, tmp_path: Path, kind: str) -> None:
+    def of(values: Any) -> Any:
+        if kind == "zarr":
+            return zarr.create_array(
+                tmp_path / "X.zarr", data=values, chunks=(70, 8), overwrite=True
+            )
+        return values if kind == "numpy" else da.from_array(values, chunks=70)
+
+    dask_nmf.factorize(of(DATA), 5, out=tmp_path / "out.zarr", **FEW)
+    rows = [7, *range(1, 7), 0, *range(8, len(DATA))]
+    for moved in (DATA[rows], DATA[:, ::-1]):
+        with pytest.raises(FileExistsError, match="V has changed since"):
+            dask_nmf.factorize(of(moved), 5, out=tmp_path / "out.zarr", **FEW)
+    assert dask_nmf.factorize(of(DATA), 5, out=tmp_path / "out.zarr", **FEW).resumed_from
+
+
 def test_V_that_changes_in_mid_run_is_noticed(V: Path, tmp_path: Path, nothing_kept: None) -> None:
     def change(record: SweepRecord) -> None:
         if record.sweep == 3:
@@ -154,6 +171,15 @@ def test_other_arithmetic_is_told(V: Path, tmp_path: Path, monkeypatch: pytest.M
     with pytest.warns(UserWarning, match="other arithmetic .*abacus.* last bits may differ"):
         found = dask_nmf.factorize(V, 5, out=tmp_path / "out.zarr", **FEW)
     assert found.resumed_from is not None
+
+
+def test_the_arithmetic_is_numpys_whatever_else_is_loaded() -> None:
+    """scipy brings a BLAS of its own: which process has imported it must not matter."""
+    import scipy.linalg
+
+    assert scipy.linalg
+    blas._controller.cache_clear()
+    assert len(blas.arithmetic()) == 2
 
 
 @pytest.mark.usefixtures("two_threads")

@@ -1,0 +1,13 @@
+"""Some of the random calls of `tests.fuzz`, in chunks that run side by side."""
+
+import pytest
+
+from tests.fuzz import run
+
+SEED, CALLS = 0, 150
+
+
+@pytest.mark.parametrize("first", range(0, CALLS, 25))
+def test_random_calls(first: int) -> None:
+    for index in range(first, first + 25):
+        run(SEED, index)

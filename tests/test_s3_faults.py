@@ -1,0 +1,109 @@
+"""A server that fails now and then, or for a while: the same bits, or an error that says so."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from zarr.storage import StorePath
+
+import dask_nmf
+from dask_nmf import commits
+from tests.damage import Bits, bits
+from tests.s3 import CLIENTS, Bucket, Proxy, point_to, url
+from tests.s3_runs import run
+
+# zarr leaves what it has not begun to write, when another of its writes fails.
+pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. <coroutine")
+
+
+@pytest.fixture
+def through(stored: Bucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Proxy]]:
+    """Makes a proxy, through which all clients then go to the server."""
+    proxies = []
+
+    def make(**faults: Any) -> Proxy:
+        proxy = Proxy(stored.port, **faults)
+        proxies.append(proxy.__enter__())
+        point_to(proxy.url, monkeypatch)
+        return proxy
+
+    yield make
+    for proxy in proxies:
+        proxy.__exit__()
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_an_answer_that_is_lost(bucket: Bucket, client: str) -> None:
+    """The client asks again, and is told that something exists: its own."""
+    with Proxy(bucket.port, only="PUT", most=1, lost=1.0) as proxy:
+        place = StorePath(CLIENTS[client](proxy.url), "commit")
+        assert commits.create(place, {"nonce": 1})
+        assert not commits.create(place, {"nonce": 2})
+        assert proxy.done == {"lost": 1}
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_servers_that_do_not_say_which_condition(bucket: Bucket, client: str) -> None:
+    """Some answer 412 with no more than its code: no reason to ask five times."""
+    place = StorePath(CLIENTS[client](bucket.url), "commit")
+    assert commits.create(place, {"nonce": 1})
+    with Proxy(bucket.port, only="PUT", refused=1.0) as proxy:
+        place = StorePath(CLIENTS[client](proxy.url), "commit")
+        assert not commits.create(place, {"nonce": 2})
+        assert proxy.done == {"refused": 1}
+
+
+FAULTS: dict[str, dict[str, float]] = {
+    "cut": {"cut": 0.1},
+    "lost": {"lost": 0.3},
+    "all": {"slow": 0.05, "cut": 0.05, "lost": 0.1, "late": 0.1},
+}
+
+
+@pytest.mark.parametrize("faults", FAULTS)
+@pytest.mark.parametrize("way", ["url", "obstore"])
+def test_faults(through: Callable[..., Proxy], expected: Bits, way: str, faults: str) -> None:
+    proxy, told = through(seed=len(faults), **FAULTS[faults]), list[str]()
+    for _ in range(8):
+        try:
+            result = run(way, proxy)
+            break
+        except dask_nmf.StorageFailed as error:
+            told.append(str(error))
+    with proxy.calm():
+        assert bits(result) == expected
+        assert bits(dask_nmf.open_result(url("out.zarr"))) == expected
+    assert all("again" in text for text in told)
+    assert proxy.done.keys() == FAULTS[faults].keys()
+
+
+@pytest.mark.parametrize("only", ["/V.zarr/c/", "PUT .*/W-", "/state-", "commit-"])
+@pytest.mark.parametrize("way", ["url", "obstore"])
+def test_an_outage_in_the_middle(
+    through: Callable[..., Proxy], expected: Bits, way: str, only: str
+) -> None:
+    proxy = through()
+
+    def begins(record: dask_nmf.SweepRecord) -> None:
+        vars(proxy).update(only=only, shares={"slow": 1.0})
+
+    with pytest.raises(dask_nmf.StorageFailed, match="again") as failed:
+        run(way, proxy, callback=begins)
+    assert "\n" not in str(failed.value)
+    proxy.shares = {}
+    result = run(way, proxy)
+    assert result.resumed_from is not None
+    assert bits(result) == expected
+
+
+@pytest.mark.parametrize("way", ["url", "obstore"])
+def test_an_outage_at_the_beginning_and_at_the_end(
+    through: Callable[..., Proxy], expected: Bits, way: str
+) -> None:
+    proxy = through()
+    for only in ("epoch-", "run/zarr.json", "out.zarr/W/", "out.zarr/error/"):
+        vars(proxy).update(only=only, shares={"slow": 1.0})
+        with pytest.raises(dask_nmf.StorageFailed, match="again"):
+            run(way, proxy)
+    proxy.shares = {}
+    assert bits(run(way, proxy)) == expected
