@@ -1,6 +1,7 @@
 """What V may be, and how its row blocks are read: zarr, path, URL, dask array, numpy array."""
 
 import os
+import warnings
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -286,10 +287,13 @@ def _open_path(path: str) -> zarr.Array[Any]:
         found = zarr.open(path, mode="r")
     except FileNotFoundError:
         raise FileNotFoundError(f"V: there is no zarr array at {path!r}") from None
-    except (ImportError, ValueError) as error:
-        raise ValueError(f"V: cannot open {path!r}: {error}") from error
+    except (ImportError, ValueError, LookupError, TypeError, AttributeError) as error:
+        told = str(error) if isinstance(error, (ImportError, ValueError)) else repr(error)
+        raise ValueError(f"V: cannot open {path!r}: {told}") from error
     if isinstance(found, zarr.Group):
-        names = sorted(found.array_keys())
+        with warnings.catch_warnings():  # about whatever else lies there
+            warnings.filterwarnings("ignore", "Object at ", category=UserWarning)
+            names = sorted(found.array_keys())
         raise ValueError(
             f"V: {path!r} is a zarr group, not an array; name one of its arrays: "
             + (", ".join(f"{path.rstrip('/')}/{name}" for name in names) or "it has none")

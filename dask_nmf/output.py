@@ -208,7 +208,9 @@ def _find(out: Any) -> Any:
 
 
 def _is_empty(group: Any) -> bool:
-    return not len(group.attrs) and not any(True for _ in group)
+    with warnings.catch_warnings(record=True) as foreign:  # zarr's, about what is not zarr's
+        warnings.simplefilter("always")
+        return not len(group.attrs) and not any(True for _ in group) and not foreign
 
 
 def check_space(

@@ -275,6 +275,8 @@ def _find(path: str, recipe: dict[str, Any]) -> Any:
         if os.path.exists(path) and (os.path.isfile(path) or os.listdir(path)):
             raise FileExistsError(f"out: {path} holds something else: choose another") from None
         return None
+    except FileExistsError:  # a file: zarr tries to make a folder there
+        raise FileExistsError(f"out: {path} holds something else: choose another") from None
     except NotADirectoryError as error:
         raise NotADirectoryError(f"out: cannot write to {path}: {error}") from error
     saved: Any = found.attrs.get(_KEY) if isinstance(found, zarr.Array) else None

@@ -100,7 +100,7 @@ def _results(client: Any, futures: list[Any]) -> list[Any]:
     watch, pending = _Watch(client), list(futures)
     with _seceded():
         while pending:
-            if client.status in ("closing", "closed"):  # its scheduler has not come back
+            if _closed(client):  # its scheduler has not come back
                 raise CommClosedError("its client has closed")
             try:
                 done, left = wait(pending, timeout=_POLL, return_when="FIRST_COMPLETED")
@@ -137,7 +137,7 @@ def _losses_named(client: Any) -> Iterator[None]:
     from distributed import KilledWorker
     from distributed.comm import CommClosedError
 
-    address = getattr(client.scheduler, "address", "an unknown address")  # gone when it closes
+    address = _address(client)
     try:
         yield
     except KilledWorker as error:
@@ -148,6 +148,15 @@ def _losses_named(client: Any) -> Iterator[None]:
         if client.status == "running":  # a task's own
             raise
         raise ClusterLost(_lost(address, error)) from error
+
+
+def _closed(client: Any) -> bool:
+    return client.status in ("closing", "closed")
+
+
+def _address(client: Any) -> str:
+    """Of its scheduler; a client that has closed has forgotten it."""
+    return getattr(client.scheduler, "address", "an unknown address")
 
 
 def _lost(address: str, error: BaseException) -> str:
@@ -177,7 +186,7 @@ class _Watch:
     """Notices when nothing finishes on a cluster."""
 
     def __init__(self, client: Any) -> None:
-        self._client = client
+        self._client, self._address = client, _address(client)
         self._since = self._warned = time.monotonic()
         self._finished = -1
 
@@ -186,7 +195,9 @@ class _Watch:
         silent = min(_SILENT, patience())
         try:
             finished, why = self._client.run_on_scheduler(_progress, silent, callback_timeout=10)
-        except (TimeoutError, OSError):
+        except Exception as error:
+            if not isinstance(error, (TimeoutError, OSError)) and not _closed(self._client):
+                raise
             finished, why = self._finished, "the scheduler does not answer"
         now = time.monotonic()
         if finished != self._finished:
@@ -195,10 +206,9 @@ class _Watch:
         seconds, least = now - self._since, patience()
         if seconds >= (least if why else _WORKING * least):
             raise ClusterLost(
-                f"nothing has finished for {seconds:.0f} s on the cluster at "
-                f"{self._client.scheduler.address}: {why or 'its workers are at work all the time'}"
-                ". Mend it and make the same call again; to wait longer, "
-                "dask.config.set({'dask_nmf.patience': seconds})"
+                f"nothing has finished for {seconds:.0f} s on the cluster at {self._address}: "
+                f"{why or 'its workers are at work all the time'}. Mend it and make the same call "
+                "again; to wait longer, dask.config.set({'dask_nmf.patience': seconds})"
             )
         if now - self._warned >= least / 2:
             self._warned = now

@@ -24,7 +24,7 @@ import dask_nmf
 from dask_nmf import blocks
 from tests.fuzz_checks import Wrong
 from tests.fuzz_draw import Draw
-from tests.fuzz_options import draw_call
+from tests.fuzz_options import draw_call, tighten
 from tests.fuzz_stories import OTHERS, STORIES, Story
 
 LIMIT = 60.0  # seconds of one call with all that follows it
@@ -44,6 +44,8 @@ def run(seed: int, index: int) -> str:
             call = draw_call(draw, Path(folder))
         try:
             with _limited(), _weightless(call.tight), dask.config.set(call.dask), _quiet():
+                if call.tight:
+                    tighten(draw, call)
                 story: Story = draw.one(*(OTHERS if draw.chance(0.15) else STORIES))
                 call.kind += f"; {story.__name__}"
                 return f"{story.__name__}: {story(draw, call)}"
@@ -97,7 +99,7 @@ def _quiet() -> Iterator[None]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
+    """Run the command line; returns the exit code. Ctrl-C ends it with the counts so far."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--calls", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
@@ -113,6 +115,8 @@ def main(argv: list[str] | None = None) -> int:
         start = time.perf_counter()
         try:
             outcomes[run(arguments.seed, index)] += 1
+        except KeyboardInterrupt:
+            break
         except (Exception, Hangs):
             outcomes["FAILED"] += 1
             traceback.print_exc(file=sys.stdout)
@@ -120,7 +124,7 @@ def main(argv: list[str] | None = None) -> int:
         slowest = max(slowest, (time.perf_counter() - start, index))
     for outcome, count in outcomes.most_common():
         print(f"{count:7,}  {outcome}")
-    seconds = time.perf_counter() - began
+    seconds, calls = time.perf_counter() - began, outcomes.total()
     print(
         f"{calls:,} calls of seed {arguments.seed} in {seconds:.0f} s, the slowest {slowest[0]:.1f}"
         f" s (index {slowest[1]}); {outcomes['FAILED']:,} failed"

@@ -117,7 +117,7 @@ def as_numpy(draw: Draw, X: Array, call: Call) -> Any:
         X.setflags(write=False)
     if how == "reversed":
         return X[::-1, ::-1].copy()[::-1, ::-1]
-    if how == "odd address":
+    if how == "odd address" and X.dtype.kind not in "OM":
         raw = np.frombuffer(b"x" + X.tobytes(), np.uint8)[1:]
         return raw.view(X.dtype).reshape(X.shape)
     if how == "matrix":
@@ -179,7 +179,7 @@ def as_zarr(draw: Draw, X: Array, call: Call) -> Any:
     old = draw.chance(0.3)
     place = draw.one("memory", "local", "local", "path", "path", "Path", "URL", "obstore")
     options: dict[str, Any] = {"zarr_format": 2 if old else 3}
-    chunks = tuple(draw.integer(1, size + draw.one(0, 3)) for size in X.shape)
+    chunks = tuple(draw.integer(1 + size // 20, size + draw.one(0, 3)) for size in X.shape)
     if draw.chance(0.3):
         chunks = tuple(max(1, size // 2) for size in X.shape)
     if old:
@@ -305,6 +305,8 @@ def draw_V(draw: Draw, call: Call, bad: bool) -> None:
     )
     if draw.chance(0.6):
         m, n = draw.integer(5, 60), draw.integer(3, 40)
+    elif draw.chance(0.2):  # so large that a tile takes less than rows or columns
+        m, n = draw.integer(150, 300), draw.integer(150, 300)
     call.kind, X = entries(draw, m, n)
     if call.kind == "huge" and X.max() > 1e30:  # so much that sums lose all else
         call.doubtful.add("V")

@@ -1,5 +1,6 @@
 """The options of the calls that `tests.fuzz` draws."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -117,14 +118,21 @@ def draw_call(draw: Draw, folder: Path) -> Call:
         options["callback"] = draw.one(*(BAD["callback"] if "callback" in bad else answers))
     options["out"] = bad_out(draw, call) if "out" in bad else good_out(draw, folder)
     call.wrong |= {name for name in bad if name in BAD and name != "given"}
-    if draw.chance(0.25) and "memory" not in bad and call.dense is not None:
+    if draw.chance(0.35) and "memory" not in bad and call.dense is not None:
         call.tight = True
-        options["memory"] = call.dense.nbytes + 10 ** draw.integer(3, 6)
         call.doubtful |= {"memory", "init", "max_passes"}
     call.dask = {"scheduler": draw.one("synchronous", "threads", "threads", "sync")}
     if call.dask["scheduler"] == "threads":
         call.dask["num_workers"] = draw.integer(1, 4)
     return call
+
+
+def tighten(draw: Draw, call: Call) -> None:
+    """A limit about what one block of all rows would need: mostly less of it."""
+    names = ("rank", "solver", "init", "missing", "out")
+    with suppress(Exception):
+        needed = dask_nmf.plan(call.V, **{name: call.options[name] for name in names})
+        call.options["memory"] = int(needed.peak_bytes * draw.one(0.1, 0.2, 0.3, 0.5, 0.7, 0.9))
 
 
 def _option(draw: Draw, call: Call, name: str, bad: list[str]) -> Any:

@@ -171,7 +171,8 @@ class Process:
     def send(self, number: int) -> None:
         """A signal, unless it has ended."""
         if self.alive and self.process.pid:
-            os.kill(self.process.pid, number)
+            with suppress(ProcessLookupError):
+                os.kill(self.process.pid, number)
         if number in (signal.SIGSTOP, signal.SIGCONT):
             self.stopped = number == signal.SIGSTOP
 

@@ -56,11 +56,16 @@ class Bucket:
         )
         self._client.create_bucket(Bucket=name)
 
-    def names(self, prefix: str = "") -> list[str]:
+    def digests(self, prefix: str = "") -> dict[str, str]:
+        """MD5 of all objects."""
         pages = self._client.get_paginator("list_objects_v2").paginate(
             Bucket=self.name, Prefix=prefix
         )
-        return [found["Key"] for page in pages for found in page.get("Contents", [])]
+        found = (each for page in pages for each in page.get("Contents", []))
+        return {each["Key"]: each["ETag"].strip('"') for each in found}
+
+    def names(self, prefix: str = "") -> list[str]:
+        return list(self.digests(prefix))
 
     def get(self, key: str) -> bytes:
         body: bytes = self._client.get_object(Bucket=self.name, Key=key)["Body"].read()

@@ -234,11 +234,15 @@ def test_paths(tmp_path: Path) -> None:
     group = zarr.create_group(tmp_path / "group.zarr")
     with pytest.raises(ValueError, match="is a zarr group, not an array.*it has none"):
         dask_nmf.factorize(str(tmp_path / "group.zarr"), 2)
+    (tmp_path / "group.zarr" / "notes").mkdir()
+    (tmp_path / "group.zarr" / "notes" / "1.txt").write_text("mine")
     group.create_array("X", data=V)
     with pytest.raises(ValueError, match="name one of its arrays: .*group.zarr/X"):
         dask_nmf.factorize(str(tmp_path / "group.zarr"), 2)
     with pytest.raises(TypeError, match=r"got zarr.*Group: name one of its arrays"):
         dask_nmf.factorize(group, 2)
+    with pytest.raises(FileExistsError, match="holds something that dask_nmf did not write"):
+        dask_nmf.factorize(V, 2, out=tmp_path / "group.zarr")
     assert dask_nmf.factorize(tmp_path / "group.zarr" / "X", 2).H.shape == (2, 12)
     (tmp_path / "file.txt").write_text("no zarr")
     with pytest.raises((ValueError, OSError), match=r"file\.txt"):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import dask
 import numpy as np
 import pytest
 import zarr
@@ -21,9 +22,8 @@ from tests.s3 import url
 from tests.s3_runs import Killed, kill_at
 
 V = low_rank(40, 6, 2)
-OPTIONS: dict[str, Any] = {"tol": 0, "max_passes": 5, "block_rows": 20, "checkpoint_every": 1}
+OPTIONS: dict[str, Any] = {"tol": 0, "max_passes": 4, "block_rows": 20, "checkpoint_every": 1}
 CODECS: dict[str, Any] = {"crc32c": [Crc32cCodec()], "zstd": [ZstdCodec(checksum=True)]}
-S3_DAMAGES = ("flip at 0.5", "half", "gone")  # moto takes a second for each run
 
 # What a run has at hand when it was stopped, and what is there when it is finished.
 STOPPED = {
@@ -91,12 +91,12 @@ class Case:
 
 def make_case(place: Place, V_path: str, out: str, codecs: Any) -> Case:
     zarr.create_array(V_path, data=V, chunks=(20, 6), compressors=codecs)
-    case = Case(place, V_path, out, ((b"", b"", ())), {}, {})
+    case = Case(place, V_path, out, (b"", b"", ()), {}, {})
     with pytest.raises(Killed):
         case.run(callback=kill_at(2))
-    case.stopped |= {key: place.get(key) for key in sorted(place.names())}
+    case.stopped |= {key: place.get(key) for key in sorted(place.digests())}
     case.expected = bits(case.run())
-    case.finished |= {key: place.get(key) for key in sorted(place.names())}
+    case.finished |= {key: place.get(key) for key in sorted(place.digests())}
     assert case.expected == bits(dask_nmf.factorize(V_path, 2, **OPTIONS))
     return case
 
@@ -106,15 +106,18 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What is gone stays gone; what is told in the log is told elsewhere."""
     monkeypatch.setattr("dask_nmf.reader._SECOND_LOOK", 0.0)
     logging.getLogger("dask_nmf").setLevel(logging.ERROR)
-    yield
+    with dask.config.set(scheduler="synchronous"):
+        yield
     logging.getLogger("dask_nmf").setLevel(logging.NOTSET)
 
 
-@pytest.fixture(scope="module", params=CODECS)
-def on_disk(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    root = tmp_path_factory.mktemp("damaged")
-    paths = str(root / "V.zarr"), str(root / "out.zarr")
-    return make_case(Folder(root), *paths, CODECS[request.param])
+def case_in(root: Path, codecs: Any) -> Case:
+    return make_case(Folder(root), str(root / "V.zarr"), str(root / "out.zarr"), codecs)
+
+
+@pytest.fixture(scope="module")
+def on_disk(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    return case_in(tmp_path_factory.mktemp("damaged"), CODECS["crc32c"])
 
 
 def check(outcomes: dict[str, str]) -> None:
@@ -140,16 +143,31 @@ def test_finished_run_on_disk(on_disk: Case, what: str) -> None:
         assert set(outcomes.values()) == {"refused"}
 
 
-def test_everything_on_s3(bucket: Any) -> None:
+def test_another_checksum_of_V(tmp_path: Path) -> None:
+    case = case_in(tmp_path, CODECS["zstd"])
+    outcomes = case.outcomes(case.stopped, STOPPED["chunk of V"], DAMAGES)
+    assert set(outcomes.values()) == {"refused"}
+
+
+@pytest.mark.parametrize("field", ["data_type", "chunk_shape", "separator", "zarr_format"])
+def test_fields_of_V_that_zarr_does_not_know(on_disk: Case, field: str) -> None:
+    damages = {field: replaced(f'"{field}', f'"{field[:-1]}~')}
+    check(on_disk.outcomes(on_disk.stopped, STOPPED["V"], damages))
+
+
+# moto takes a second for a run: each object in one way
+@pytest.mark.parametrize("moment", ["stopped", "finished"])
+def test_everything_on_s3(bucket: Any, moment: str) -> None:
     case = make_case(bucket, url("V.zarr"), url("out.zarr"), CODECS["crc32c"])
-    damages = {name: DAMAGES[name] for name in S3_DAMAGES}
-    outcomes = {}
-    for objects, patterns in ((case.stopped, STOPPED), (case.finished, FINISHED)):
-        for what, pattern in patterns.items():
-            found = case.outcomes(objects, pattern, damages)
-            outcomes |= {f"{what}, {name}": outcome for name, outcome in found.items()}
+    objects, patterns = getattr(case, moment), STOPPED if moment == "stopped" else FINISHED
+    ways = ["flip at 0.5", "gone", "half", "empty"]
+    outcomes: dict[str, str] = {}
+    for number, (what, pattern) in enumerate(patterns.items()):
+        name = ways[number % 4]
+        found = case.outcomes(objects, pattern, {name: DAMAGES[name]})
+        outcomes |= {f"{what}, {name}": outcome for name, outcome in found.items()}
     check(outcomes)
-    assert len(outcomes) == 3 * (len(STOPPED) + 2 * len(FINISHED))
+    assert len(outcomes) >= len(patterns)
     assert set(outcomes.values()) == {"same", "refused"}
 
 
@@ -168,10 +186,6 @@ NUMBERS = {
 @pytest.mark.parametrize("what", NUMBERS)
 def test_metadata_that_is_still_json(on_disk: Case, what: str) -> None:
     pattern, old, new = NUMBERS[what]
-    for key in ("000002", "000001"):
-        body = on_disk.stopped
-        if "W-" in pattern:
-            assert any(f"W-{key}" in name for name in body) or key == "000001"
     outcomes = on_disk.outcomes(on_disk.stopped, pattern, {what: replaced(old, new)})
     check(outcomes)
 
@@ -192,8 +206,7 @@ def test_all_commits_damaged(on_disk: Case) -> None:
 @pytest.fixture
 def bare(tmp_path: Path) -> Case:
     """V without a checksum in its codecs."""
-    paths = str(tmp_path / "V.zarr"), str(tmp_path / "out.zarr")
-    return make_case(Folder(tmp_path), *paths, None)
+    return case_in(tmp_path, None)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -1.0])
@@ -217,8 +230,7 @@ def test_entries_that_V_may_not_have(bare: Case, when: str, value: float) -> Non
 @pytest.mark.parametrize("codecs", ["none", "crc32c"])
 def test_another_V(tmp_path: Path, when: str, codecs: str) -> None:
     """Valid entries, of a valid array: only the run's own record tells that they are others."""
-    paths = str(tmp_path / "V.zarr"), str(tmp_path / "out.zarr")
-    case = make_case(Folder(tmp_path), *paths, CODECS.get(codecs))
+    case = case_in(tmp_path, CODECS.get(codecs))
     restore(case.place, getattr(case, when))
     array: Any = zarr.open_array(case.V, mode="r+")
     array[25, 3] *= 1.01

@@ -20,7 +20,7 @@ import dask_nmf
 from dask_nmf import loop
 from dask_nmf.blocks import Grid, even
 from dask_nmf.errors import ClusterLost, PoisonBlock
-from dask_nmf.watch import compute
+from dask_nmf.watch import _Watch, compute
 from tests.conftest import low_rank
 from tests.processes import Call, Process, Processes, wait_until
 from tests.stores import CountingStore, PoisonStore, SlowStore
@@ -208,6 +208,18 @@ def test_a_client_that_gives_up(processes: Processes, monkeypatch: pytest.Monkey
         monkeypatch.setattr("dask_nmf.watch._Watch.look", lambda _: client.close())
         with pytest.raises(ClusterLost, match="Start a cluster and make the same call again"):
             compute(dask.delayed(time.sleep)(30))
+
+
+def test_a_client_that_gives_up_while_it_is_asked(processes: Processes) -> None:
+    """Nor does it know then whose client it was."""
+    with Client(processes.address, set_as_default=False) as client:
+        watch = _Watch(client)
+        client.close()
+        with (
+            dask.config.set({"dask_nmf.patience": 0}),
+            pytest.raises(ClusterLost, match=f"{processes.address}.*make the same call again"),
+        ):
+            watch.look()
 
 
 # -------------------------------------------------------------------------------------- drivers

@@ -1,4 +1,4 @@
-"""Some of the random calls of `tests.fuzz`, in chunks that run side by side."""
+"""The first of the random calls of `tests.fuzz`, which makes more of them by hand."""
 
 import pytest
 

@@ -92,12 +92,10 @@ def test_keys_that_do_not_open(stored: Bucket, monkeypatch: pytest.MonkeyPatch, 
     with Proxy(stored.port, denied=1.0) as proxy:
         point_to(proxy.url, monkeypatch)
         _wrong(what, stored, monkeypatch)
-        for call in (
-            lambda: dask_nmf.factorize(V, 3, out=url("out.zarr"), **OPTIONS),
-            lambda: dask_nmf.open_result(url("out.zarr")),
-        ):
-            with pytest.raises(PermissionError, match=r"out\.zarr.*keys and permissions"):
-                call()
+        with pytest.raises(PermissionError, match=r"out\.zarr.*keys and permissions"):
+            dask_nmf.factorize(V, 3, out=url("out.zarr"), **OPTIONS)
+        with pytest.raises(PermissionError, match=r"out\.zarr.*keys and permissions"):
+            dask_nmf.open_result(url("out.zarr"))
     assert stored.everything() == before
 
 
@@ -173,7 +171,6 @@ def test_two_drivers(stored: Bucket, expected: Bits, way: str) -> None:
     assert told == ["3"]
     assert bits(dask_nmf.open_result(url("out.zarr"))) == expected
     assert bits(run(way, stored)) == expected
-    assert not [key for key in stored.names() if "/run/" in key]
 
 
 def test_a_result_is_seen_once_it_is_there(stored: Bucket, expected: Bits) -> None:
