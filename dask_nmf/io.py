@@ -9,10 +9,11 @@ from typing import Any, Literal
 import dask.array as da
 import numpy as np
 import zarr
-from zarr.storage import MemoryStore, WrapperStore
+from zarr.storage import FsspecStore, MemoryStore, StorePath, WrapperStore
 
 from dask_nmf.blocks import Grid
 from dask_nmf.reader import Reader, stored_share
+from dask_nmf.retrying import insist
 from dask_nmf.stream import from_boxes
 from dask_nmf.types import AnyArray, Array, DaskArray, working_dtype
 
@@ -266,7 +267,7 @@ def open_matrix(V: Any, missing: Missing = "error") -> Matrix:
         return _from_dask(V)
     if isinstance(V, zarr.Array):
         shape = (V.shape[0], V.shape[1])
-        return Matrix(V, shape, V.dtype, str(V.store_path), strict=missing == "error")
+        return Matrix(V, shape, V.dtype, uri_of(V.store_path), strict=missing == "error")
     if isinstance(V, np.ma.MaskedArray):
         raise TypeError("V must not be a masked array: fill it, or wait for masks to be supported")
     return Matrix(np.asarray(V), (V.shape[0], V.shape[1]), V.dtype, "numpy array")
@@ -284,7 +285,7 @@ def absolute(path: str | os.PathLike[str]) -> str:
 
 def _open_path(path: str) -> zarr.Array[Any]:
     try:
-        found = zarr.open(path, mode="r")
+        found = insist(lambda: zarr.open(path, mode="r"), f"V: opening {path!r}")
     except FileNotFoundError:
         raise FileNotFoundError(f"V: there is no zarr array at {path!r}") from None
     except (ImportError, ValueError, LookupError, TypeError, AttributeError) as error:
@@ -339,6 +340,17 @@ def check_apart(out: str, V_uri: str) -> str:
     if any(f"{a}/".startswith(f"{b}/") for a, b in ((real, V_real), (V_real, real))):
         raise ValueError(f"out must lie apart from V, got {uri} for V in {V_uri}")
     return uri
+
+
+def uri_of(place: StorePath) -> str:
+    """Where that is, as one would write it to open it, if there is such a way."""
+    store = place.store
+    while isinstance(store, WrapperStore):
+        store = store._store
+    if not isinstance(store, FsspecStore):
+        return str(place)
+    protocol = store.fs.protocol if isinstance(store.fs.protocol, str) else store.fs.protocol[0]
+    return f"{protocol}://{store.path}/{place.path}".rstrip("/")
 
 
 def _without_links(uri: str) -> str:

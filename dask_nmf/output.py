@@ -17,7 +17,7 @@ from dask.utils import format_bytes
 from dask_nmf.blocks import even
 from dask_nmf.checkpoint import lazy
 from dask_nmf.commits import SPOILT, digest_of, new_array
-from dask_nmf.io import absolute, check_apart, check_reachable
+from dask_nmf.io import absolute, check_apart, check_reachable, uri_of
 from dask_nmf.plans import Plan
 from dask_nmf.reader import Reader
 from dask_nmf.result import Result
@@ -121,7 +121,7 @@ def open_output(out: Any, V_uri: str) -> Output:
             f"out: {group.store_path} holds something that dask_nmf did not write: choose "
             "another place, or delete it yourself"
         )
-    uri = check_apart(str(out.store_path) if isinstance(out, zarr.Group) else out, V_uri)
+    uri = check_apart(uri_of(out.store_path) if isinstance(out, zarr.Group) else out, V_uri)
     return Output(out, group, uri)
 
 
@@ -176,7 +176,7 @@ def load_result(group: Any) -> Result:
         status=Status[saved["status"]],
         parameters=saved["parameters"],
         dead=saved["dead_components"],
-        out=str(group.store_path),
+        out=uri_of(group.store_path),
         plan=Plan.from_json(saved["plan"]) if saved.get("plan") else None,
     )
 
@@ -199,8 +199,8 @@ def _find(out: Any) -> Any:
         raise NotADirectoryError(f"out: cannot write to {path!r}: {error}") from error
     except SPOILT as error:
         raise ValueError(
-            f"out: the zarr.json of {str(path)!r} is damaged ({error!r}): restore it, or choose another "
-            "place"
+            f"out: the zarr.json of {str(path)!r} is damaged ({error!r}): restore it, or choose "
+            "another place"
         ) from error
     if not isinstance(found, zarr.Group):
         raise FileExistsError(f"out: {path!r} is a zarr array, not a group: choose another path")
@@ -210,7 +210,8 @@ def _find(out: Any) -> Any:
 def _is_empty(group: Any) -> bool:
     with warnings.catch_warnings(record=True) as foreign:  # zarr's, about what is not zarr's
         warnings.simplefilter("always")
-        return not len(group.attrs) and not any(True for _ in group) and not foreign
+        holds = insist(lambda: any(True for _ in group), f"listing {group.store_path}")
+        return not len(group.attrs) and not holds and not foreign
 
 
 def check_space(

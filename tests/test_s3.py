@@ -108,6 +108,21 @@ def test_keys_of_obstore_that_do_not_open(stored: Bucket) -> None:
             dask_nmf.factorize(V, 3, out=closed, **OPTIONS)
 
 
+def test_keys_that_do_not_open_V(stored: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Proxy(stored.port, denied=1.0) as proxy:
+        point_to(proxy.url, monkeypatch)
+        _wrong("wrong keys", stored, monkeypatch)
+        with pytest.raises(PermissionError, match=r"V.*V\.zarr.*keys and permissions"):
+            dask_nmf.factorize(url("V.zarr"), 3)
+
+
+def test_out_must_not_lie_in_V(stored: Bucket) -> None:
+    before = stored.everything()
+    with pytest.raises(ValueError, match="out must lie apart from V"):
+        dask_nmf.factorize(url("V.zarr"), 3, out=url("V.zarr/out.zarr"), **OPTIONS)
+    assert stored.everything() == before
+
+
 def test_no_such_bucket(bucket: Bucket) -> None:
     with pytest.raises(FileNotFoundError, match="out: cannot write to s3://nowhere/out.zarr"):
         dask_nmf.factorize(V, 3, out="s3://nowhere/out.zarr", **OPTIONS)
