@@ -17,11 +17,10 @@ import logging
 import os
 import socket
 import time
-import types
 import uuid
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, TypeVar, get_args, get_type_hints
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
 
 import dask.array as da
 import numpy as np
@@ -30,11 +29,12 @@ from zarr.core.sync import sync
 from zarr.storage import FsspecStore, StorePath, WrapperStore
 
 from dask_nmf.blocks import Grid, even
-from dask_nmf.commits import Damaged, create, get, new_array, open_array, open_group, put, read
-from dask_nmf.errors import RunTakenOver
+from dask_nmf.commits import create, get, new_array, open_array, open_group, put, read
+from dask_nmf.errors import Damaged, RunTakenOver
 from dask_nmf.io import open_matrix
+from dask_nmf.packing import pack, unpack
 from dask_nmf.retrying import insist
-from dask_nmf.types import DaskArray, Sketch, State, SweepRecord
+from dask_nmf.types import DaskArray, Sketch, State
 from dask_nmf.watch import compute
 
 FORMAT = 1
@@ -289,6 +289,8 @@ class Run:
         Nor if V or the start was refused before the first commit: it would be in the way of the
         call that mends it.
         """
+        if not _numbers(self._root.store_path, "epoch-"):  # another call has finished it
+            self.delete()
         self.check_owner()  # what has failed may be what a new owner has swept away
         bad_input = isinstance(error, (ValueError, TypeError)) and not self._commits
         if (bad_input and not self.recalled) or _names(self._group.store_path) == ["zarr.json"]:
@@ -318,54 +320,6 @@ def lazy(array: Any) -> DaskArray:
     """A factor's array as a dask array of its chunks."""
     chunks = [even(size, step) for size, step in zip(array.shape, array.chunks, strict=True)]
     return open_matrix(array).unchecked.blocks(Grid(chunks[0], chunks[1]))
-
-
-# ------------------------------------------------------------------------------ plain arrays
-def pack(value: Any, name: str = "value") -> dict[str, Any]:
-    """A record of arrays, numbers and records as a flat dict of arrays; None is left out."""
-    return dict(_packed(value, name))
-
-
-def _packed(value: Any, name: str) -> Iterator[tuple[str, Any]]:
-    if is_dataclass(value):
-        yield name, np.array(True)
-        for field in fields(value):
-            yield from _packed(getattr(value, field.name), f"{name}.{field.name}")
-    elif isinstance(value, tuple):  # the history: a column for each of its fields
-        for field in fields(SweepRecord):
-            column = [getattr(record, field.name) for record in value]
-            yield f"{name}.{field.name}", np.array(column)
-    elif isinstance(value, str):
-        pass
-    elif value is not None:
-        yield name, np.asarray(value)
-
-
-def unpack(kind: Any, flat: dict[str, Any], name: str = "value") -> Any:
-    """The record of that type, as `pack` took it apart.
-
-    Raises
-    ------
-    Damaged
-        If something is missing.
-    """
-    kinds = get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-    record: Any = next((k for k in kinds if is_dataclass(k)), None)
-    if kind == tuple[SweepRecord, ...]:
-        columns = [flat[f"{name}.{field.name}"].tolist() for field in fields(SweepRecord)]
-        return tuple(SweepRecord(*row) for row in zip(*columns, strict=True))
-    if name not in flat:
-        if type(None) in kinds or kind is Any:
-            return None
-        if kind is str:
-            return ""
-        raise Damaged(f"{name} is missing")
-    if record is not None:
-        hints = get_type_hints(record)
-        values = {f.name: unpack(hints[f.name], flat, f"{name}.{f.name}") for f in fields(record)}
-        return record(**values)
-    plain = next((k for k in kinds if k in (int, float, bool)), None)
-    return flat[name] if plain is None else plain(flat[name])
 
 
 # ---------------------------------------------------------------------------------- the store

@@ -21,6 +21,7 @@ from zarr.codecs import Crc32cCodec
 from zarr.core.sync import sync  # zarr's own event loop: remote file systems are bound to it
 from zarr.storage import FsspecStore, StorePath, WrapperStore
 
+from dask_nmf.errors import Damaged
 from dask_nmf.reader import Reader
 from dask_nmf.retrying import insist
 from dask_nmf.types import Array
@@ -40,10 +41,6 @@ SPOILT = (
     BadZipFile,
 )
 """What zarr and numpy raise at metadata or bytes that are damaged or gone."""
-
-
-class Damaged(ValueError):
-    """What lies there is not what was written."""
 
 
 # ------------------------------------------------------------------------------- documents

@@ -29,3 +29,7 @@ class PoisonBlock(RunStopped):
 
 class StorageFailed(RunStopped, OSError):
     """The store of V or of `out` fails: full, read-only, forbidden, or out of reach."""
+
+
+class Damaged(ValueError):
+    """What lies in a store is not what was written there."""

@@ -12,7 +12,8 @@ import zarr
 from zarr.storage import FsspecStore, MemoryStore, StorePath, WrapperStore
 
 from dask_nmf.blocks import Grid
-from dask_nmf.reader import Reader, stored_share
+from dask_nmf.layout import stored_share
+from dask_nmf.reader import Reader
 from dask_nmf.retrying import insist
 from dask_nmf.stream import from_boxes
 from dask_nmf.types import AnyArray, Array, DaskArray, working_dtype

@@ -6,6 +6,8 @@ import numpy as np
 
 from dask_nmf.types import Array, Products, Sums
 
+_DIGITS = 2e-5  # of a squared error that rounding may take
+
 
 @dataclass(frozen=True)
 class Frobenius:
@@ -25,6 +27,16 @@ class Frobenius:
         with np.errstate(over="ignore", invalid="ignore"):  # the sweep refuses what is not finite
             squared = start - 2 * np.vdot(cross, D) + np.vdot(products.WtW, D @ D.T)
         return relative(float(squared), sums)
+
+    def known(self, sums: Sums, products: Products, H_old: Array, H: Array) -> bool:
+        """Whether rounding leaves four digits of the error that a residual and D give.
+
+        Not where D is large and W D is not: <W'W, D D'> then is a small difference of large terms.
+        """
+        moved = np.linalg.norm(_float64(H) - _float64(H_old), axis=1)
+        terms = float(np.sqrt(np.diag(products.WtW)) @ moved) ** 2
+        squared = self.error(sums, products, H_old, H) ** 2 * sums.squares
+        return bool(np.finfo(np.float64).eps * terms <= _DIGITS * squared)
 
     def kkt(self, sums: Sums, products: Products, H: Array) -> float:
         """How much the new W still asks H, at which the pass was made, to move.

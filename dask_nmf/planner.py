@@ -17,10 +17,10 @@ from dask_nmf.blas import one_blas_thread
 from dask_nmf.blocks import Geometry, Grid, choose_grid, sample_size
 from dask_nmf.init import Start, make_start
 from dask_nmf.io import Matrix, Missing, check_reachable, open_matrix
+from dask_nmf.layout import is_mapped
 from dask_nmf.limits import default_memory
 from dask_nmf.options import Options, check_options
 from dask_nmf.plans import Plan
-from dask_nmf.reader import is_mapped
 from dask_nmf.scheduler import Scheduler, active_scheduler
 from dask_nmf.solvers import HALS, LookAhead, Solver, make_solver
 from dask_nmf.survey import geometry, storage

@@ -76,7 +76,7 @@ def _finished(
         try:
             check_same(job.side, job.plan, Sums(**saved["sums"]))
         except ValueError as error:
-            raise FileExistsError(f"{where}, but {error}: {anew}") from error
+            raise FileExistsError(f"{where}, but {error}") from error
     if last is not None and last.run == saved["run"] and not saved["goes_on"]:
         with suppress(OSError):  # its call was killed at the very end
             group = output.writable(remote=False, needs=0).group
@@ -112,6 +112,7 @@ def check_same(matrix: Matrix, plan: Plan, sums: Sums) -> None:
     found = first_pass(matrix.blocks(plan.grid)).sums
     if not same_sums(found, sums):
         raise ValueError(
-            f"V has changed since: its squares now sum to {found.squares:.12g}, then to "
-            f"{sums.squares:.12g}"
+            f"V has changed since the run began: the squares of {matrix.uri} now sum to "
+            f"{found.squares:.15g}, then to {sums.squares:.15g}. Restore it, or pass "
+            "overwrite=True to begin anew"
         )

@@ -10,6 +10,7 @@ from dask_nmf.errors import RunStopped, StorageFailed
 
 T = TypeVar("T")
 
+_ENOUGH = 60.0  # seconds: a client that took so long has itself asked often enough
 _PAUSES = (0.1, 0.4, 1.5, 5.0)  # seconds; clients of object stores have retries of their own
 _FINAL = (
     FileNotFoundError,
@@ -46,7 +47,8 @@ def insist(call: Callable[[], T], what: object) -> T:
     PermissionError
         If the store says so.
     """
-    for pause in (*_PAUSES, None):
+    began = time.monotonic()
+    for tries, pause in enumerate((*_PAUSES, None), start=1):
         try:
             return call()
         except Exception as error:
@@ -56,9 +58,9 @@ def insist(call: Callable[[], T], what: object) -> T:
                 ) from error
             if isinstance(error, _FINAL) or getattr(error, "errno", None) in _FINAL_CODES:
                 raise
-            if pause is None:
+            if pause is None or time.monotonic() - began > _ENOUGH:
                 raise StorageFailed(
-                    f"{what} failed {len(_PAUSES) + 1} times, at last with {_told(error)}. When "
+                    f"{what} failed {tries} times, at last with {_told(error)}. When "
                     "the store answers again, make the same call again"
                 ) from error
             logger.warning("%s: %s; once more", what, _told(error))

@@ -9,7 +9,7 @@ from zarr.storage import LocalStore
 
 from dask_nmf.blocks import TARGET_BYTES, Geometry
 from dask_nmf.io import Matrix
-from dask_nmf.reader import find_layout
+from dask_nmf.layout import find_layout
 from dask_nmf.scheduler import Scheduler
 from dask_nmf.types import working_dtype
 

@@ -109,7 +109,8 @@ def next_sweep(
             f"{sums.maximum:.3g}, are too different for sums in float64 (or V has been changed "
             "since the first pass): clip or scale them, or take another start"
         )
-    if error < close and not residual:  # this close the sums cancel: measure it, once
+    # This close the sums cancel: measure it, once; and where H has moved too far for them.
+    if not loss.known(sums, made, old, H) if residual else error < close:
         error = relative(squared_residual(matrix.blocks(grid), W, H), sums)
         passes += 1
     record = SweepRecord(

@@ -111,6 +111,8 @@ def _results(client: Any, futures: list[Any]) -> list[Any]:
             if any(future.status == "error" for future in done):
                 break
         results: list[Any] = client.gather(futures)
+    for future in futures:  # now, not when Python finds that nobody refers to them
+        future.release()
     return results
 
 

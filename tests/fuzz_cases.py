@@ -308,9 +308,9 @@ def draw_V(draw: Draw, call: Call, bad: bool) -> None:
     elif draw.chance(0.2):  # so large that a tile takes less than rows or columns
         m, n = draw.integer(150, 300), draw.integer(150, 300)
     call.kind, X = entries(draw, m, n)
-    if call.kind == "huge" and X.max() > 1e30:  # so much that sums lose all else
-        call.doubtful.add("V")
     dtype = np.dtype(draw.one(*REAL))
+    if call.kind == "huge" and X.max() > (1e8 if dtype.str[1:] == "f4" else 1e30):
+        call.doubtful.add("V")  # so much that all else is rounding
     fault = draw.one("entry", "entry", "dtype", "blocks", "nothing", "nothing") if bad else ""
     X = as_dtype(X, dtype)
     if fault == "entry" and dtype.kind in "if":

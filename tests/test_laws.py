@@ -202,6 +202,19 @@ def test_reported_error_is_true_to_four_digits_at_any_fit(
         assert result.error < (noise if solver == "hals" else 1.1 * noise)
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_the_error_is_true_where_components_are_more_than_V_has(seed: int) -> None:
+    """H then moves far along what W maps to nothing, which the sums over V cannot tell from more.
+
+    It was 0, and V said to be reproduced exactly, for three quarters of the seeds.
+    """
+    V = low_rank(60, 18, 3, 1e-9, seed=seed)
+    result = dask_nmf.factorize(V, 8, tol=0, max_passes=12)
+    true = oracle.error(V, result.W.compute(), result.H)
+    assert result.error == pytest.approx(true, rel=1e-4, abs=2e-14)
+    assert result.history[-1].passes <= 13
+
+
 def test_float32_is_summed_in_float64() -> None:
     """Many small blocks of float32: the sums over blocks do not lose the small ones."""
     V = np.full((4096, 8), 0.1, dtype="f4")

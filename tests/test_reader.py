@@ -16,7 +16,8 @@ from zarr.core.codec_pipeline import BatchedCodecPipeline
 from zarr.registry import register_pipeline
 from zarr.storage import LocalStore, MemoryStore
 
-from dask_nmf.reader import Reader, empty, find_layout, is_mapped, stored_share
+from dask_nmf.layout import find_layout, is_mapped, stored_share
+from dask_nmf.reader import Reader, empty
 from tests.conftest import Array
 from tests.stores import CountingStore
 

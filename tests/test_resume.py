@@ -8,7 +8,7 @@ import pytest
 import zarr
 
 import dask_nmf
-from dask_nmf import checkpoint, commits
+from dask_nmf import checkpoint, errors, packing
 from dask_nmf.types import Ahead, Products, Seen, State, SweepRecord, Trust
 from tests.conftest import Array, counted, low_rank
 from tests.resuming import DATA, FEW, Killed, assert_same, killing, until_done
@@ -205,14 +205,14 @@ def test_states_come_back_as_they_were() -> None:
         history=(record, record),
         ahead=Ahead(Trust(2, 100), None, seen, some(2, 5)),
     )
-    found = checkpoint.unpack(State, checkpoint.pack(state))
+    found = packing.unpack(State, packing.pack(state))
     assert found.history == state.history
     assert found.ahead.trust == Trust(2, 100)
     assert found.ahead.seen.products.residual == 0.25
     assert found.ahead.seen.products.WtR is None
     assert found.ahead.seen.numer.tobytes() == numer.tobytes()
     assert found.products is None
-    flat = checkpoint.pack(state)
+    flat = packing.pack(state)
     del flat["value.passes"]
-    with pytest.raises(commits.Damaged, match="passes is missing"):
-        checkpoint.unpack(State, flat)
+    with pytest.raises(errors.Damaged, match="passes is missing"):
+        packing.unpack(State, flat)

@@ -1,0 +1,58 @@
+"""Records as flat dicts of arrays, and back: what a file of arrays can hold."""
+
+import types
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from typing import Any, get_args, get_type_hints
+
+import numpy as np
+
+from dask_nmf.errors import Damaged
+from dask_nmf.types import SweepRecord
+
+
+def pack(value: Any, name: str = "value") -> dict[str, Any]:
+    """A record of arrays, numbers and records as a flat dict of arrays; None is left out."""
+    return dict(_packed(value, name))
+
+
+def _packed(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    if is_dataclass(value):
+        yield name, np.array(True)
+        for field in fields(value):
+            yield from _packed(getattr(value, field.name), f"{name}.{field.name}")
+    elif isinstance(value, tuple):  # the history: a column for each of its fields
+        for field in fields(SweepRecord):
+            column = [getattr(record, field.name) for record in value]
+            yield f"{name}.{field.name}", np.array(column)
+    elif isinstance(value, str):
+        pass
+    elif value is not None:
+        yield name, np.asarray(value)
+
+
+def unpack(kind: Any, flat: dict[str, Any], name: str = "value") -> Any:
+    """The record of that type, as `pack` took it apart.
+
+    Raises
+    ------
+    Damaged
+        If something is missing.
+    """
+    kinds = get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    record: Any = next((k for k in kinds if is_dataclass(k)), None)
+    if kind == tuple[SweepRecord, ...]:
+        columns = [flat[f"{name}.{field.name}"].tolist() for field in fields(SweepRecord)]
+        return tuple(SweepRecord(*row) for row in zip(*columns, strict=True))
+    if name not in flat:
+        if type(None) in kinds or kind is Any:
+            return None
+        if kind is str:
+            return ""
+        raise Damaged(f"{name} is missing")
+    if record is not None:
+        hints = get_type_hints(record)
+        values = {f.name: unpack(hints[f.name], flat, f"{name}.{f.name}") for f in fields(record)}
+        return record(**values)
+    plain = next((k for k in kinds if k in (int, float, bool)), None)
+    return flat[name] if plain is None else plain(flat[name])
