@@ -193,6 +193,8 @@ class Run:
         due = began >= self._free_at if every is None else number % every == 0
         if due or last or not self._commits:
             self._commit(state, number)
+        if last:
+            self.check_owner()  # a new one may have begun at the commit before this
         self._collect(state, 1 if last else _COMMITS_KEPT)
         if due:
             ended = time.perf_counter()

@@ -13,7 +13,7 @@ from dask_nmf.checkpoint import Run
 from dask_nmf.fingerprint import problem
 from dask_nmf.init import NNDSVD
 from dask_nmf.io import Missing
-from dask_nmf.loop import Kept, run_job
+from dask_nmf.loop import Kept, failures_named, run_job
 from dask_nmf.losses import Frobenius, make_loss
 from dask_nmf.options import check_int
 from dask_nmf.output import open_output
@@ -179,7 +179,7 @@ def _begun(
     """What is to be done at `out`: the job and where it is kept, or the result that is there."""
     output = open_output(out, job.matrix.uri)
     wanted = problem(job.matrix, job.options, loss, job.asked, job.start)
-    with job.threads():
+    with failures_named(job.plan, output.uri), job.threads():
         found = take_up(output, job, wanted, overwrite)
     if found.result is not None:
         passes = found.result.history[-1].passes
@@ -198,7 +198,8 @@ def _begun(
             "uninterrupted run"
         )
         warnings.warn(text, UserWarning, stacklevel=3)
-    run = Run(output.group, record, found.last, found.resume)
+    with failures_named(job.plan, output.uri):
+        run = Run(output.group, record, found.last, found.resume)
     return job, Kept(output, run, found.identity, every), None
 
 

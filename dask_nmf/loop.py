@@ -54,13 +54,16 @@ def run_job(
     job: Job, loss: Frobenius, callback: Callback | None, began: float, kept: Kept | None = None
 ) -> Result:
     """From the first pass, or the last commit, to the result."""
+    uri = kept.output.uri if kept else None
     try:
-        with _failures_named(job.plan, kept), job.threads(), job.streamed() as matrix:
+        with failures_named(job.plan, uri), job.threads(), job.streamed() as matrix:
             return _run(job, matrix, loss, callback, began, kept)
     except Exception as error:
         if kept is not None:
             with suppress(OSError):  # the store may be what has failed
                 kept.run.ended_by_error(error)
+        if isinstance(error, _FromCallback) and (theirs := error.__cause__) is not None:
+            raise theirs from theirs.__cause__
         raise
 
 
@@ -170,10 +173,17 @@ def _report(state: State, callback: Callback | None) -> bool:
         now.kkt,
         format_time(seconds),
     )
-    return callback is not None and callback(now) is True
+    try:
+        return callback is not None and callback(now) is True
+    except Exception as error:
+        raise _FromCallback from error
 
 
 # ----------------------------------------------------------------------------------- failures
+class _FromCallback(Exception):
+    """Brings what the caller's own callback has raised past what names our failures."""
+
+
 def _surviving(plan: Plan, call: Callable[[], T]) -> T:
     """What `call` returns; made again, under other keys, where workers died under it.
 
@@ -197,7 +207,7 @@ def _rows_of(keys: list[object], plan: Plan) -> str:
     dask blames whatever a worker had when it died: perhaps another part each time.
     """
     heights, side = plan.grid.heights, "columns" if plan.transposed else "rows"
-    parts = (part for key in keys if isinstance(key, tuple) for part in key[1:2])
+    parts = (key[1] for key in keys if isinstance(key, tuple) and not key[0].startswith("nmf-sum"))
     blocks = sorted({i for i in parts if isinstance(i, int) and i < len(heights)})
     if not blocks:
         return "workers died in each of the tries"
@@ -211,14 +221,14 @@ def _rows_of(keys: list[object], plan: Plan) -> str:
 
 
 @contextmanager
-def _failures_named(plan: Plan, kept: Kept | None) -> Iterator[None]:
-    """Failures of storage and memory as errors that say how to go on."""
+def failures_named(plan: Plan, uri: str | None) -> Iterator[None]:
+    """Failures of storage and memory as errors that say how to go on; uri : where a run is kept."""
     again = "Then make the same call again: it goes on from the last commit"
-    if kept is None:
+    if uri is None:
         again = "Then call again; with out= such a call goes on from the last pass"
     try:
         yield
-    except RunStopped:
+    except (RunStopped, FileExistsError):
         raise
     except MemoryError as error:
         raise RunStopped(
@@ -226,14 +236,14 @@ def _failures_named(plan: Plan, kept: Kept | None) -> Iterator[None]:
             f"planned: end what else takes it, or pass a smaller memory=. {again}"
         ) from error
     except OSError as error:
-        raise StorageFailed(f"{_cause(error, plan, kept)}: {error}. {again}") from error
+        raise StorageFailed(f"{_cause(error, plan, uri)}: {error}. {again}") from error
 
 
-def _cause(error: OSError, plan: Plan, kept: Kept | None) -> str:
-    out = f" at {kept.output.uri}" if kept else ""
+def _cause(error: OSError, plan: Plan, uri: str | None) -> str:
+    out = f" at {uri}" if uri else ""
     if error.errno in _FULL:
         return f"a disk is full (the run needs up to {format_bytes(plan.disk_bytes)}{out})"
     if error.errno in _FORBIDDEN:
         text = "a store may not be read or written any more: restore its permissions"
-        return f"{text} (the run lies{out})" if kept else text
+        return f"{text} (the run lies{out})" if uri else text
     return "a store fails"

@@ -77,7 +77,10 @@ class Output:
         much later.
         """
         _set_attributes(self.group, {"state": "writing"})
-        for name in insist(lambda: list(self.group.array_keys()), f"listing {self.uri}"):
+        with warnings.catch_warnings():  # about files of a process that was killed
+            warnings.filterwarnings("ignore", "Object at ", category=UserWarning)
+            names = insist(lambda: list(self.group.array_keys()), f"listing {self.uri}")
+        for name in names:
             insist(partial(self.group.__delitem__, name), f"deleting {name} of {self.uri}")
         with dask.config.set(scheduler="threads"):
             W = _write_factor(self.group, "W", result.W, ("row", "component"))
@@ -97,7 +100,8 @@ class Output:
     def consolidate(self) -> None:
         """One metadata document: xarray warns without, and remote opens are then one request."""
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Consolidated metadata", category=UserWarning)
+            for told in ("Consolidated metadata", "Object at "):
+                warnings.filterwarnings("ignore", told, category=UserWarning)
             merge = partial(zarr.consolidate_metadata, self.group.store, path=self.group.path)
             insist(merge, f"consolidating {self.uri}")
 
@@ -190,7 +194,7 @@ def _find(out: Any) -> Any:
     except FileNotFoundError:
         if isinstance(out, zarr.Group):
             raise
-        if os.path.isfile(path) or (os.path.isdir(path) and os.listdir(path)):
+        if os.path.isfile(path) or (os.path.isdir(path) and _written_files(path)):
             raise FileExistsError(
                 f"out: {path!r} holds files that are not a zarr group: choose another path"
             ) from None
@@ -205,6 +209,11 @@ def _find(out: Any) -> Any:
     if not isinstance(found, zarr.Group):
         raise FileExistsError(f"out: {path!r} is a zarr array, not a group: choose another path")
     return found
+
+
+def _written_files(folder: str) -> list[str]:
+    """What is there, but for files that a killed process had not yet given their names."""
+    return [name for name in os.listdir(folder) if not name.endswith(".partial")]
 
 
 def _is_empty(group: Any) -> bool:

@@ -1,11 +1,14 @@
 """Which dask scheduler is active, and what a worker process of it has. Starts nothing."""
 
 import sys
+from concurrent.futures import CancelledError
 from dataclasses import dataclass
 
 import dask
 from dask.base import get_scheduler
 from dask.system import CPU_COUNT
+
+from dask_nmf.errors import ClusterLost
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,13 @@ def _of_client(client: object) -> Scheduler:
 
     if not isinstance(client, Client):
         raise RuntimeError(f"unknown scheduler {client!r}: use threads or a distributed.Client")
-    threads = client.nthreads()
+    try:
+        threads = client.nthreads()
+    except (OSError, CancelledError) as error:
+        raise ClusterLost(
+            f"the scheduler of {client!r} does not answer ({error}): connect a Client to one that "
+            "does, and make the same call again"
+        ) from error
     if not threads:
         raise RuntimeError(
             f"the cluster at {client.scheduler.address} has no workers: start some, or wait for "

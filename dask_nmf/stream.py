@@ -19,6 +19,7 @@ from dask_nmf.blocks import FAN_IN
 from dask_nmf.reader import Reader
 from dask_nmf.solvers import MU, Solver
 from dask_nmf.tasks import (
+    add,
     chosen_rows,
     factor_dtype,
     improve_block,
@@ -319,7 +320,9 @@ def _blockwise(function: Any, out: str, *args: Any, dtype: Any = np.float64, **k
 
 
 def _sum_blocks(partial: DaskArray) -> DaskArray:
-    return partial.sum(axis=0, dtype=np.float64, split_every=FAN_IN)
+    meta = np.empty((0,) * (partial.ndim - 1))
+    how: Any = {"axis": 0, "dtype": np.float64, "split_every": FAN_IN, "meta": meta}
+    return da.reduction(partial, chunk=add, aggregate=add, name="nmf-sum", **how)
 
 
 def _improve(solver: Solver, F: AnyArray, numer: AnyArray, gram: AnyArray) -> AnyArray:

@@ -37,6 +37,12 @@ def partial_product(A: Array, B: Array) -> Any:
     return product(A, B)[np.newaxis]
 
 
+def add(partial: Array, **kwargs: Any) -> Any:
+    """The sum of partial products, which may be infinite: as in `product`."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.sum(partial, dtype=np.float64, **kwargs)
+
+
 @single_threaded
 def partial_gram(F: Array) -> Any:
     F = aligned(F).astype(np.float64, copy=False)

@@ -66,10 +66,14 @@ def test_what_V_holds(tmp_path: Path, value: float, row: int, column: int, kind:
     assert good.W.shape == (40, 2)
 
 
-@pytest.mark.parametrize(("scale", "dtype"), [(1e200, "f8"), (1e30, "f4"), (1e-30, "f4")])
+@pytest.mark.parametrize(
+    ("scale", "dtype"), [(1e200, "f8"), (1e38, "f4"), (1e30, "f4"), (1e-30, "f4")]
+)
 def test_values_out_of_range(scale: float, dtype: str) -> None:
     with pytest.raises(ValueError, match="multiply V by a constant"):
         dask_nmf.factorize((V * scale).astype(dtype), 2)
+    with pytest.raises(ValueError, match="multiply V by a constant"):
+        dask_nmf.factorize((V * scale).astype(dtype), 2, block_rows=1)
 
 
 def test_entries_of_too_different_sizes() -> None:

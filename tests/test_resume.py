@@ -216,3 +216,20 @@ def test_states_come_back_as_they_were() -> None:
     del flat["value.passes"]
     with pytest.raises(errors.Damaged, match="passes is missing"):
         packing.unpack(State, flat)
+
+
+@pytest.mark.parametrize("error", [TimeoutError("mine"), OSError(28, "mine"), MemoryError("mine")])
+def test_what_a_callback_raises_is_its_own(V: Path, tmp_path: Path, error: Exception) -> None:
+    """Not taken for a failure of the store, or of ours."""
+
+    def callback(record: SweepRecord) -> None:
+        if record.sweep == 2:
+            raise error
+
+    for where in ({}, {"out": tmp_path / "out.zarr"}):
+        options: dict[str, Any] = {**FEW, **where}
+        with pytest.raises(type(error), match="mine") as caught:
+            dask_nmf.factorize(V, 5, callback=callback, **options)
+        assert caught.value is error
+    found = dask_nmf.factorize(V, 5, out=tmp_path / "out.zarr", **FEW)
+    assert found.resumed_from == found.history[1].passes
