@@ -287,6 +287,7 @@ class Given:
         W = matrices[0].blocks(Grid(heights, (rank,))).astype(V.dtype)
         H = compute(matrices[1].blocks(Grid((rank,), widths)))[0]
         _check_values(names[0], *compute(W.min(), W.sum(dtype=np.float64)))
+        _check_values(names[1], H.min(), H.sum(dtype=np.float64))
         return W, np.array(H, dtype=V.dtype, order="C")
 
 

@@ -103,7 +103,7 @@ def update_W(V: AnyArray, W: AnyArray, H: AnyArray, solver: Solver | None = None
     >>> update_W(V, W, H).chunks
     ((25, 25, 25, 25), (3,))
     """
-    _check_shapes(V, W, H)
+    V, W, H = _checked(V, W, H)
     return _improve(solver or MU(), W, matmul(V, H.T), gram(H.T))
 
 
@@ -131,7 +131,7 @@ def update_H(V: AnyArray, W: AnyArray, H: AnyArray, solver: Solver | None = None
     >>> update_H(V, W, H)
     array([[2., 2., 2.]])
     """
-    _check_shapes(V, W, H)
+    V, W, H = _checked(V, W, H)
     return _improve(solver or MU(), H.T, matmul(W.T, V).T, gram(W)).T
 
 
@@ -344,7 +344,8 @@ def _residual_products(V: DaskArray, W: DaskArray, H: Array) -> DaskArray:
     )
 
 
-def _check_shapes(V: AnyArray, W: AnyArray, H: AnyArray) -> None:
+def _checked(V: AnyArray, W: AnyArray, H: AnyArray) -> tuple[AnyArray, AnyArray, AnyArray]:
+    """The arrays, without empty chunks: dask would repeat an array of size 1 for each of them."""
     for name, x in (("V", V), ("W", W), ("H", H)):
         if not isinstance(x, (np.ndarray, da.Array)):
             raise TypeError(f"{name} must be a numpy or dask array, got {type(x).__name__}")
@@ -356,3 +357,10 @@ def _check_shapes(V: AnyArray, W: AnyArray, H: AnyArray) -> None:
         raise ValueError(
             f"shapes must be V (m, n), W (m, k), H (k, n); got {V.shape}, {W.shape}, {H.shape}"
         )
+    return _solid(V), _solid(W), _solid(H)
+
+
+def _solid(x: AnyArray) -> AnyArray:
+    if not isinstance(x, da.Array):
+        return x
+    return x.rechunk(tuple(tuple(size for size in sizes if size) or sizes for sizes in x.chunks))

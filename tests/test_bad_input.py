@@ -204,6 +204,19 @@ def test_starts(W: Any, H: Any, error: type[Exception], text: str) -> None:
         dask_nmf.factorize(V, 2, init=(W, H))
 
 
+@pytest.mark.parametrize("side", ["rows", "columns"])
+def test_starts_on_either_side(side: str) -> None:
+    """On columns the factors change their parts."""
+    chunks = (10, 300) if side == "rows" else (40, 30)
+    X = zarr.create_array(zarr.storage.MemoryStore(), data=low_rank(40, 300, 2), chunks=chunks)
+    assert dask_nmf.plan(X, 2, solver="hals").transposed == (side == "columns")
+    W, H = low_rank(40, 2, 2), low_rank(2, 300, 2)
+    for factor in (0, -1, np.nan, np.inf):
+        for name, start in (("W0", (W * factor, H)), ("H0", (W, H * factor))):
+            with pytest.raises(ValueError, match=f"init: {name} (must be|is full of zeros)"):
+                dask_nmf.factorize(X, 2, init=start, solver="hals")
+
+
 def test_dask_arrays_with_empty_chunks() -> None:
     """As filters leave them: there is nothing wrong with them."""
     X, W, H = (

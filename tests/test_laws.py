@@ -132,6 +132,13 @@ def test_half_steps_on_their_own(case: Case) -> None:
         close(update(V, da.from_array(W, chunks=1), da.from_array(H, chunks=1)).compute(), expected)
 
 
+def test_half_steps_on_empty_chunks() -> None:
+    V, W, H = low_rank(16, 1, 1), low_rank(16, 5, 2), low_rank(5, 1, 1)
+    X = da.from_array(V, chunks=((0, 9, 7), (1, 0)))
+    close(dask_nmf.update_W(X, W, H).compute(), oracle.update_W(V, W, H))
+    close(dask_nmf.update_H(X, W, H).compute(), oracle.update_H(V, W, H))
+
+
 @pytest.mark.parametrize("solver", SOLVERS, ids=repr)
 @given(case=cases((1e-8, 1.0, 1e8)))
 def test_nonnegative_monotone_and_the_true_error(solver: Solver, case: Case) -> None:

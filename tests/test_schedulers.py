@@ -8,7 +8,7 @@ import dask.array as da
 import numpy as np
 import pytest
 import zarr
-from distributed import Client
+from distributed import Client, LocalCluster
 from threadpoolctl import threadpool_info
 
 import dask_nmf
@@ -51,6 +51,22 @@ def test_same_bits(
     assert result.W.compute().tobytes() == expected.W.compute().tobytes()
     assert result.H.tobytes() == expected.H.tobytes()
     assert [r.error for r in result.history] == [r.error for r in expected.history]
+
+
+@pytest.mark.parametrize(("workers", "threads"), [(1, 1), (4, 1), (1, 4)])
+def test_same_bits_on_any_cluster(
+    V: Path, in_sequence: dict[str, dask_nmf.Result], workers: int, threads: int
+) -> None:
+    """Without block_rows, too: what is chosen does not depend on the cluster."""
+    options: dict[str, Any] = {"n_workers": workers, "threads_per_worker": threads}
+    options |= {"dashboard_address": "127.0.0.1:0", "processes": True}
+    with LocalCluster(**options) as running, Client(running):
+        result, free = _result(V, solver="auto", block_rows=500), _result(V, solver="hals")
+    expected = in_sequence["auto"]
+    assert result.H.tobytes() == expected.H.tobytes()
+    assert [r.error for r in result.history] == [r.error for r in expected.history]
+    with dask.config.set(scheduler="threads"):
+        assert free.H.tobytes() == _result(V, solver="hals").H.tobytes()
 
 
 @pytest.mark.parametrize("kind", ["numpy", "dask", "persisted", "zarr v2"])

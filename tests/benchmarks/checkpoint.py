@@ -82,6 +82,7 @@ def main() -> None:
                 ]
                 share = median(spent) / median(taken[last])
                 rows.append([f"{codec}, {solver}", median(taken[first]), *ratios, share])
+                print(*rows[-1], flush=True)
     table(
         "V of 1.6 GB, rank 32: seconds of a sweep without out, ratios to it (aim: saving <= 0.05)",
         ["V, solver", *KINDS, "saving / sweep"],
