@@ -240,13 +240,16 @@ def _damage(draw: Draw, path: Path, array: Any, call: Call) -> None:
         call.kind += " damaged"
 
 
+def absent_chunks(array: Any) -> list[str]:
+    store = array.store_path.store
+    return [key for key in _keys(array) if not sync(store.exists(key))]
+
+
 def read_zarr(call: Call, V: Any) -> None:
     """What it holds, as zarr reads it; an absent chunk has to be refused unless asked for."""
     if isinstance(V, (str, Path)):
         V = zarr.open_array(str(V), mode="r")
-    store = V.store_path.store
-    absent = [key for key in _keys(V) if not sync(store.exists(key))]
-    if absent and str(call.options["missing"]) != "zero":
+    if absent_chunks(V) and str(call.options["missing"]) != "zero":
         call.late.add("chunk")
     if "chunk" not in call.late:
         call.dense = np.asarray(V[...]).astype(float)

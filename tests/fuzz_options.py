@@ -99,7 +99,8 @@ def draw_call(draw: Draw, folder: Path) -> Call:
     passes = 3 * init.startswith("nn") if isinstance(init, str) else 0
     if isinstance(init, dask_nmf.NNDSVD):
         passes = init.passes
-    if str(init) in ("nndsvda", "nndsvdar") and call.kind.startswith("scaled"):
+    filled = isinstance(init, dask_nmf.NNDSVD) or str(init) in ("nndsvda", "nndsvdar")
+    if filled and call.kind.startswith("scaled"):
         call.doubtful.add("V")  # what fills their zeros is of V's size, not of its root
     if (passes and "init" not in bad and "given" not in bad) and rank > least:
         call.wrong.add("init")
