@@ -167,7 +167,7 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("out", help="path or URL of the zarr group for W, H and the history")
     _shared(fit)
     fit.add_argument("--loss", default="frobenius")
-    fit.add_argument("--solver", default="auto", help="auto (hals), hals or mu")
+    fit.add_argument("--solver", default="auto", help="auto, hals or mu")
     fit.add_argument("--inner", type=int, help="inner sweeps per half-step")
     fit.add_argument("--tol", type=float, default=5e-3, help="KKT residual to stop at")
     fit.add_argument("--max-seconds", type=float, help="stop after the sweep that passes this")
