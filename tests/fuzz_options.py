@@ -220,7 +220,7 @@ def good_out(draw: Draw, folder: Path) -> Any:
     if how == "group":
         return zarr.create_group(folder / "results").create_group("a/b")
     if how == "empty":
-        (folder / "out").mkdir()
+        (folder / "out").mkdir(exist_ok=True)
     return {
         "none": None,
         "URL": f"file://{folder}/out.zarr",
