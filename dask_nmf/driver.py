@@ -123,7 +123,8 @@ def factorize(
     Cost: one pass over V to check it, the start's, then one per sweep. With "auto" the first pass
     sketches V, too, and between passes the factors are improved on a model of it; the errors in
     the history are those of V, and never rise: a pass that leads to a worse one is dropped. A fit
-    so close that its error cannot be told from the sums of a pass costs one more pass, once.
+    so close that its error cannot be told from the sums of a pass costs one more pass: once, or in
+    each sweep where `rank` is above V's own.
     Memory per process: see ``blocks.Geometry.peak_bytes``.
 
     Examples

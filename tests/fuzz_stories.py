@@ -151,7 +151,7 @@ def changed(draw: Draw, call: Call) -> str:
         {"solver": dask_nmf.HALS(inner=7)},
         {"init": dask_nmf.NNDSVD(power=4), "rank": 1, "max_passes": 9},
     )
-    if call.tight:  # the others may need more memory
+    if call.doubtful:  # the others may need more memory, or passes
         options = {"seed": int(call.options.get("seed", 0)) ^ 1}
     if draw.chance(0.3) and _change_V(draw, call):
         options = {}
@@ -298,6 +298,8 @@ def half_steps(draw: Draw, call: Call) -> str:
 def open_result(draw: Draw, call: Call) -> str:
     """A place without a result."""
     call.wrong.clear()
+    call.folder = call.folder / "places"
+    call.folder.mkdir()
     place = good_out(draw, call.folder) if draw.chance(0.3) else bad_out(draw, call)
     _, error = attempt(lambda: dask_nmf.open_result(place), {"out|result|results"}, set())
     return "" if error is None else kind_of(error)
