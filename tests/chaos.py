@@ -135,7 +135,9 @@ class Trial:
         return str(outcome.digest)
 
     def _check(self) -> None:
-        """What was stopped goes on; then the same call returns what is there: still the same."""
+        """All is mended; then the same call returns what is there: still the same."""
+        for _, mend in self.later:
+            mend()
         for one in self.processes.all:
             if one.stopped:
                 one.send(signal.SIGCONT)
