@@ -46,6 +46,12 @@ MODEL_ALL = 2**20
 MODEL_ROWS, MODEL_ROWS_PER_COMPONENT = 8192, 256
 """Of a sample, where it has not all; the more of the two."""
 
+START_ROWS, START_ROWS_PER_COMPONENT, START_BYTES = 1024, 50, 2**25
+"""Of V, for the start of a divergence: the more of the two, as far as dense rows take no more."""
+
+SLAB = 2**17
+"""Entries of V, or non-zeros, for which W @ H is formed at a time: some arrays stay in cache."""
+
 PARALLEL = 4
 """Blocks at work at once, when the cost of a grid is weighed."""
 
@@ -83,6 +89,9 @@ class Geometry:
         Whether the driver's own arrays are in the same process.
     target : int
         The wanted bytes of a block.
+    entrywise : bool
+        Whether W @ H is formed, in slabs, as for a divergence; then `pairs` second derivatives of
+        each column are summed, and each entry may have a weight of `weight_bytes`.
     """
 
     m: int
@@ -104,6 +113,9 @@ class Geometry:
     model: bool = False
     local: bool = True
     target: int = TARGET_BYTES
+    entrywise: bool = False
+    pairs: int = 0
+    weight_bytes: int = 0
 
     @property
     def T(self) -> "Geometry":
@@ -125,6 +137,7 @@ class Geometry:
         reading = self.payload * chunk + self.decoded * piece + self.extra * rows * columns
         if self.in_place and rows <= self.chunk[0]:
             reading = 0.0
+        block += rows * columns * self.weight_bytes
         waiting = 0 if self.local else WAITING_BLOCKS
         factors = rows * k * (FACTOR_COPIES * 8 + 2 * itemsize * self.W_on_disk)
         per_process = ceil(self.m / self.processes)
@@ -133,6 +146,8 @@ class Geometry:
         blocks = ceil(self.m / rows) * ceil(self.n / columns)
         # The first pass multiplies with the sketch's directions: more than k columns.
         width = sketch_width(self.n, k) if self.model else k
+        if self.entrywise:
+            width = 3 + 2 * k + self.pairs
         sums = _live_sums(ceil(self.m / rows)) * width * columns * 8
         if columns < self.n:
             sums += _live_sums(ceil(self.n / columns)) * rows * k * 8
@@ -146,6 +161,10 @@ class Geometry:
             "H": (H_COPIES if self.local else 2) * k * self.n * 8,
             "model": 0,
         }
+        if self.entrywise:
+            parts["half-steps"] += self.threads * self._slabs(columns)
+            start = 6 * sample_height(self.m, columns, k, False) * columns * 8
+            parts["H"] += max(3 * width * columns * 8, start) if self.local else 0
         if self.model:
             held, between, picked = self._model(width, block)
             parts["half-steps"] += self.threads * picked
@@ -153,6 +172,12 @@ class Geometry:
             passing = parts["blocks"] + parts["half-steps"] + parts["sums"]
             parts["model"] = held + max(0, between - passing) if self.local else 0
         return parts
+
+    def _slabs(self, columns: int) -> int:
+        """Bytes of one visit beyond the factors: arrays of a slab, and of pairs of components."""
+        rows = max(1, SLAB // columns)
+        of_pairs = 3 * (rows + columns) * self.pairs + 2**23 * (self.pairs > 0)
+        return 8 * (12 * max(SLAB, columns) + of_pairs + rows * self.rank**2)
 
     def _model(self, width: int, block: int) -> tuple[int, int, int]:
         """Bytes of the sketch and what a pass adds to it; of the steps; and of a block's sample."""
@@ -350,6 +375,13 @@ def _nodes(leaves: int) -> int:
 def sample_size(m: int, rank: int) -> int:
     """Rows of V in the sketch and the model."""
     return m if m * rank <= MODEL_ALL else min(m, max(MODEL_ROWS, MODEL_ROWS_PER_COMPONENT * rank))
+
+
+def sample_height(m: int, n: int, rank: int, sparse: bool) -> int:
+    """Rows of V that the start of a divergence is found on; fewer where dense rows are long."""
+    wanted = max(START_ROWS, START_ROWS_PER_COMPONENT * rank)
+    room = wanted if sparse else max(rank, START_BYTES // (8 * n))
+    return min(m, wanted, room)
 
 
 def sketch_width(n: int, rank: int) -> int:

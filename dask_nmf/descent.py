@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from dask_nmf.solvers import HALS, pseudo_inverse
+from dask_nmf.penalties import NO_PENALTIES, Penalties
+from dask_nmf.solvers import HALS, half_step, pseudo_inverse
 from dask_nmf.types import Array, Products, Trust
 
 _HALF_STEP = HALS(inner=5)
@@ -41,13 +42,14 @@ class LowRank:
     share: float = 1.0
     squares: float = 0.0
     shift: Array | float = 0.0
+    penalties: Penalties = NO_PENALTIES
 
     def numer(self, H: Array) -> Array:
         VHt: Array = self.left @ (self.right @ H.T)
         return VHt
 
     def improve_W(self, W: Array, H: Array) -> Array:
-        return _HALF_STEP.improve(W, self.numer(H), H @ H.T)
+        return half_step(_HALF_STEP, W, self.numer(H), H @ H.T, self.penalties.W)
 
     def best_W(self, H: Array) -> Array:
         return self.improve_W(np.zeros((len(self.left), len(H))), H)
@@ -58,6 +60,14 @@ class LowRank:
 
     def squared_error(self, products: Products, H: Array) -> float:
         return float(self.squares - 2 * np.vdot(products.WtV, H) + np.vdot(products.WtW, H @ H.T))
+
+    def value(self, products: Products, W: Array, H: Array) -> float:
+        """The squared error and twice the penalties: what the steps reduce."""
+        found = self.squared_error(products, H)
+        if not self.penalties:
+            return found
+        of_W = self.penalties.W.value(float(W.sum()) / self.share, float(np.trace(products.WtW)))
+        return found + 2 * (of_W + self.penalties.H.value(float(H.sum()), float(np.vdot(H, H))))
 
     def descend(
         self, W: Array, H: Array, steps: int, of_error: float, of_gained: float = 0.0
@@ -81,8 +91,9 @@ class LowRank:
                 W_next, H_next = W, extrapolate(H, H_before, trust.momentum)
             W_next = self.improve_W(W_next, H_next)
             made_next = self.products(W_next)
-            H_next = _HALF_STEP.improve(H_next.T, made_next.WtV.T, made_next.WtW).T
-            error_next = self.squared_error(made_next, H_next)
+            half = made_next.WtV.T, made_next.WtW, self.penalties.H
+            H_next = half_step(_HALF_STEP, H_next.T, *half).T
+            error_next = self.value(made_next, W_next, H_next)
             better = error_next < error
             if leap == 0:
                 trust = after(trust, better)
@@ -106,7 +117,11 @@ class LowRank:
         gradients.
         """
         WtW, HHt = made.WtW, H @ H.T / self.share
-        in_W, in_H = W @ HHt - self.numer(H) / self.share, WtW @ H - made.WtV  # the gradients
+        of_W, of_H = self.penalties.W.share(1 / self.share), self.penalties.H
+        in_W = W @ HHt - self.numer(H) / self.share + of_W.slope(W)  # the gradients
+        in_H = WtW @ H - made.WtV + of_H.slope(H)
+        _, HHt = of_W.quadratic(W, HHt)
+        _, WtW = of_H.quadratic(H, WtW)
         free_W, free_H = (W > 0) | (in_W < 0), (H > 0) | (in_H < 0)
         rest_W, rest_H = -in_W * free_W, -in_H * free_H
         by_W, by_H = pseudo_inverse(HHt), pseudo_inverse(WtW)

@@ -14,13 +14,14 @@ from dask_nmf.fingerprint import problem
 from dask_nmf.init import NNDSVD
 from dask_nmf.io import Missing
 from dask_nmf.loop import Kept, failures_named, run_job
-from dask_nmf.losses import Frobenius, make_loss
+from dask_nmf.losses import Loss
+from dask_nmf.newton import AnySolver
 from dask_nmf.options import check_int
 from dask_nmf.output import open_output
 from dask_nmf.planner import Job, prepare
 from dask_nmf.result import Result
 from dask_nmf.resume import take_up
-from dask_nmf.solvers import MU, Solver
+from dask_nmf.solvers import MU
 from dask_nmf.stopping import Status
 from dask_nmf.types import Callback, ConvergenceWarning
 from dask_nmf.watch import compute
@@ -33,9 +34,13 @@ def factorize(
     rank: int,
     *,
     out: Any = None,
-    loss: str | Frobenius = "frobenius",
-    solver: str | Solver = "auto",
+    loss: str | float | Loss = "frobenius",
+    solver: str | AnySolver = "auto",
     init: Any = "random",
+    weights: Any = None,
+    alpha_W: float = 0.0,
+    alpha_H: float | str = "same",
+    l1_ratio: float = 0.0,
     tol: float = 5e-3,
     max_passes: int = 200,
     max_seconds: float | None = None,
@@ -62,11 +67,22 @@ def factorize(
         Where W, H and the history go, as a zarr group; W lies there between sweeps, too. The same
         call made again returns what is finished there, and goes on with what is not. None keeps W
         in the workers' memory, and nothing for a next call.
-    loss : "frobenius"
-    solver : "auto", "hals", "mu" or an object
-        "auto" is ``LookAhead()``: it needs the fewest reads, mostly 3 to 10.
+    loss : "frobenius", "kullback-leibler", "itakura-saito" or float
+        A beta-divergence; as a number its beta, of which those are 2, 1 and 0. With beta <= 0 V
+        must not have zeros.
+    solver : "auto", "hals", "mu", "newton" or an object
+        "auto" needs the fewest reads, mostly 3 to 10: it is ``LookAhead()`` for Frobenius,
+        ``Newton()`` for beta from 1 to 2 and for weighted entries, else ``MU(inner=10)``. "hals" is
+        for Frobenius only.
     init : "random", "nndsvd", "nndsvda", "nndsvdar", (W0, H0) or an object
         The start. The NNDSVD family costs 3 passes more.
+    weights : (m, n) array, path or URL as V, optional
+        Of each entry in the loss. Where it is 0, or False, the entry has no influence whatever, and
+        may be anything; its error is `SweepRecord.held_out`. A masked array V brings its own.
+    alpha_W, alpha_H, l1_ratio : float
+        Penalties on W and H, as in scikit-learn: the loss (of Frobenius half the square) gets
+        n alpha_W (l1_ratio ||W||_1 + (1 - l1_ratio) / 2 ||W||^2), and m alpha_H likewise for H.
+        alpha_H="same" is alpha_W.
     tol : float
         Stop when the KKT residual (`SweepRecord.kkt`) is below this, or when two sweeps have gained
         no more than rounding; 0 never does.
@@ -83,8 +99,9 @@ def factorize(
         machine allow.
     block_rows : int, optional
         Rows per block; chosen by size (64 MiB) and `memory` when None.
-    missing : "error" or "zero"
-        What a chunk that V's store does not hold means.
+    missing : "error", "zero" or "nan"
+        What is not there: "zero" takes a chunk that V's store does not hold for zeros; "nan" takes
+        entries that are NaN for entries of weight 0, which are an error else.
     overwrite : bool
         Replace a finished result at `out`, and drop the unfinished run of another call there.
     checkpoint_every : int, optional
@@ -139,7 +156,6 @@ def factorize(
     True
     """
     began = time.perf_counter()
-    loss = make_loss(loss)
     if callback is not None and not callable(callback):
         raise TypeError(f"callback must be callable, got {callback!r}")
     if not isinstance(overwrite, (bool, np.bool_)):  # "no" would replace a result
@@ -150,8 +166,13 @@ def factorize(
         V,
         rank,
         out=out,
+        loss=loss,
         solver=solver,
         init=init,
+        weights=weights,
+        alpha_W=alpha_W,
+        alpha_H=alpha_H,
+        l1_ratio=l1_ratio,
         tol=tol,
         max_passes=max_passes,
         max_seconds=max_seconds,
@@ -165,9 +186,9 @@ def factorize(
     kept, result = None, None
     with one_blas_thread:  # the driver's own small products too
         if out is not None:
-            job, kept, result = _begun(job, out, loss, overwrite, checkpoint_every)
+            job, kept, result = _begun(job, out, overwrite, checkpoint_every)
         if result is None:
-            result = run_job(job, loss, callback, began, kept)
+            result = run_job(job, callback, began, kept)
     # Last, so that a caller who turns warnings into errors loses nothing.
     if job.options.tol > 0 and result.status in (Status.MAX_PASSES, Status.MAX_SECONDS):
         warnings.warn(_not_converged(result), ConvergenceWarning, stacklevel=2)
@@ -175,11 +196,11 @@ def factorize(
 
 
 def _begun(
-    job: Job, out: Any, loss: Frobenius, overwrite: bool, every: int | None
+    job: Job, out: Any, overwrite: bool, every: int | None
 ) -> tuple[Job, Kept | None, Result | None]:
     """What is to be done at `out`: the job and where it is kept, or the result that is there."""
     output = open_output(out, job.matrix.uri)
-    wanted = problem(job.matrix, job.options, loss, job.asked, job.start)
+    wanted = problem(job.matrix, job.options, job.loss, job.asked, job.start)
     with failures_named(job.plan, output.uri), job.threads():
         found = take_up(output, job, wanted, overwrite)
     if found.result is not None:

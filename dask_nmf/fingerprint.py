@@ -13,25 +13,25 @@ from zarr.storage import FsspecStore, LocalStore, ObjectStore, WrapperStore
 
 from dask_nmf.init import Given, Start
 from dask_nmf.io import Matrix, open_matrix
-from dask_nmf.losses import Frobenius
+from dask_nmf.losses import Loss
+from dask_nmf.newton import AnySolver
 from dask_nmf.options import Options
 from dask_nmf.retrying import insist
-from dask_nmf.solvers import Solver
 
 _TOLERANCE = 1e-12  # of sums of V by another numpy or processor
 
 
 def problem(
-    matrix: Matrix, options: Options, loss: Frobenius, solver: Solver, start: Start
+    matrix: Matrix, options: Options, loss: Loss, solver: AnySolver, start: Start
 ) -> dict[str, Any]:
     """What decides each number of a run, but for V's entries, in JSON types.
 
     Not the budget and the tolerance (they decide when it ends), and not the memory or the cluster.
     """
-    return {
+    found = {
         "shape": list(matrix.shape),
         "dtype": str(matrix.dtype),
-        "missing": "error" if matrix.strict else "zero",
+        "missing": matrix.missing,
         "rank": options.rank,
         "seed": options.seed,
         "block_rows": options.block_rows,
@@ -39,6 +39,12 @@ def problem(
         "solver": repr(solver),
         "init": f"given {_token(start)}" if isinstance(start, Given) else repr(start),
     }
+    # Only where they are in use: runs of older versions do not have them.
+    if options.alpha_W or options.alpha_H not in ("same", 0.0):
+        found |= {name: getattr(options, name) for name in ("alpha_W", "alpha_H", "l1_ratio")}
+    if matrix.weights is not None:
+        found["weights"] = str(tokenize(matrix.weights.uri, identity(matrix.weights)))
+    return found
 
 
 def _token(start: Given) -> str:
@@ -49,9 +55,9 @@ def _token(start: Given) -> str:
 def differences(mine: dict[str, Any], theirs: dict[str, Any]) -> str:
     """What another run was asked for that this one is not; empty if nothing."""
     return ", ".join(
-        f"{name} {theirs.get(name)} (now {mine[name]})"
-        for name in mine
-        if mine[name] != theirs.get(name)
+        f"{name} {theirs.get(name)} (now {mine.get(name)})"
+        for name in sorted(mine | theirs)
+        if mine.get(name) != theirs.get(name)
     )
 
 

@@ -108,7 +108,7 @@ class Random:
         transposed: bool = False,
         once: Once = at_once,
     ) -> tuple[DaskArray, Array]:
-        (m, n), scale = V.shape, float(np.sqrt(sums.total / V.size / rank))
+        (m, n), scale = V.shape, float(np.sqrt(sums.total / (sums.weight or V.size) / rank))
         for_W, for_H = (_H, _W) if transposed else (_W, _H)
         W = NormalRows((m, rank), scale, seed, for_W, V.dtype)
         H = NormalRows((n, rank), scale, seed, for_H, V.dtype)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import dask.array as da
 import numpy as np
 import zarr
+from scipy.sparse import issparse
 from zarr.storage import FsspecStore, MemoryStore, StorePath, WrapperStore
 
 from dask_nmf.blocks import Grid
@@ -18,7 +19,7 @@ from dask_nmf.retrying import insist
 from dask_nmf.stream import from_boxes
 from dask_nmf.types import AnyArray, Array, DaskArray, working_dtype
 
-Missing = Literal["error", "zero"]
+Missing = Literal["error", "zero", "nan"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,12 @@ class Matrix:
         The first row blocks, which the workers keep decoded.
     checked : bool
         Whether an entry that is NaN, infinite or negative is an error wherever it is read.
+    weights : Matrix, optional
+        Of each entry; where that is 0 the entry is not looked at.
+    nan : bool
+        Whether NaN is an entry that is missing.
+    name : str
+        Of the argument, for people.
     """
 
     source: Any
@@ -50,6 +57,23 @@ class Matrix:
     transposed: bool = False
     kept: Any = None
     checked: bool = True
+    weights: "Matrix | None" = None
+    nan: bool = False
+    name: str = "V"
+
+    @property
+    def missing(self) -> Missing:
+        """The option that it was opened with."""
+        return "nan" if self.nan else "error" if self.strict else "zero"
+
+    @property
+    def partial(self) -> bool:
+        """Whether its entries have weights."""
+        return self.nan or self.weights is not None
+
+    @property
+    def sparse(self) -> bool:
+        return False
 
     @property
     def unchecked(self) -> "Matrix":
@@ -58,7 +82,9 @@ class Matrix:
 
     @property
     def T(self) -> "Matrix":
-        return replace(self, shape=self.shape[::-1], transposed=not self.transposed)
+        weights = None if self.weights is None else self.weights.T
+        found = replace(self, shape=self.shape[::-1], transposed=not self.transposed)
+        return replace(found, weights=weights)
 
     @property
     def nbytes(self) -> int:
@@ -93,12 +119,13 @@ class Matrix:
             meta = np.empty((0, 0), dtype)
             if not self.checked:
                 return V.map_blocks(_as_block, dtype, dtype=dtype, meta=meta)
-            return V.map_blocks(_as_checked_block, self.transposed, dtype=dtype, meta=meta)
+            told = {"dtype": dtype, "meta": meta}
+            return V.map_blocks(_as_checked_block, self.transposed, self.name, **told)
         boxes: Any = Boxes(self.source, dtype)
         if isinstance(self.source, zarr.Array):
             boxes = Reader(self.source, dtype, self.strict)
         if self.checked:
-            boxes = Checked(boxes)
+            boxes = Checked(boxes, self.name)
         V = from_boxes(Transposed(boxes) if self.transposed else boxes, grid.chunks)
         if self.kept is None:
             return V
@@ -106,14 +133,31 @@ class Matrix:
             return self.kept
         return da.concatenate([self.kept, V.blocks[self.kept.numblocks[0] :]])
 
+    def observed(self, grid: Grid) -> tuple[DaskArray, DaskArray | None]:
+        """V's blocks, and those of its weights where entries have any: 0 is not there."""
+        if not self.partial:
+            return self.blocks(grid), None
+        V = self.unchecked.blocks(grid)
+        M = None if self.weights is None else self.weights.blocks(grid)
+        told = {"meta": np.empty((0, 0), V.dtype), "dtype": V.dtype}
+        if self.nan:
+            M = V.map_blocks(_there, *(() if M is None else (M,)), token="nmf-there", **told)
+        return V.map_blocks(_checked_where, M, self.transposed, token="nmf-check", **told), M
+
     def keep(self, grid: Grid, blocks: int) -> "Matrix":
         """Read the first row blocks now, and keep them in the workers' memory."""
         if not blocks:
             return self
-        return replace(self, kept=self.blocks(grid).blocks[:blocks].persist())
+        return replace(
+            self,
+            kept=(self.unchecked if self.partial else self).blocks(grid).blocks[:blocks].persist(),
+        )
 
     def held_by_workers(self, grid: Grid) -> "Matrix":
         """A numpy V sent to the workers of a cluster once, instead of whole with every task."""
+        if self.weights is not None:
+            weights = self.weights.held_by_workers(grid)
+            return replace(replace(self, weights=None).held_by_workers(grid), weights=weights)
         if not self.in_memory:
             return self
         V = self.source.T if self.transposed else self.source
@@ -170,6 +214,7 @@ class Checked:
     """Boxes whose entries are finite and non-negative: anything else is an error."""
 
     boxes: Any
+    name: str = "V"
     ndim = 2
 
     @property
@@ -184,11 +229,13 @@ class Checked:
     def __getitem__(self, index: Any) -> Array:
         block: Array = self.boxes[index]
         corner = (index[0].start or 0, index[1].start or 0)
-        _check_entries(block, corner, getattr(self.boxes, "array", None))
+        _check_entries(block, corner, getattr(self.boxes, "array", None), self.name)
         return block
 
 
-def _check_entries(block: Array, corner: tuple[int, int], array: Any = None) -> None:
+def _check_entries(
+    block: Array, corner: tuple[int, int], array: Any = None, name: str = "V"
+) -> None:
     """Raise at the first entry of a block of V that is NaN, infinite or negative.
 
     Read as unsigned integers these are larger than all other numbers: one look will do.
@@ -209,7 +256,7 @@ def _check_entries(block: Array, corner: tuple[int, int], array: Any = None) -> 
         )
         chunk = f" (chunk {key!r} of {array.store_path})"
     raise ValueError(
-        f"V must be finite and non-negative, but row {place[0]}, column {place[1]} holds "
+        f"{name} must be finite and non-negative, but row {place[0]}, column {place[1]} holds "
         f"{block[inside]}{chunk}: mask, clip or drop such entries before factoring"
     )
 
@@ -231,13 +278,29 @@ def _as_told(x: Any, dtype: np.dtype[Any], block_info: Any = None) -> Array:
     return np.asarray(x, dtype)  # no subclass: np.matrix multiplies in its own way
 
 
-def _as_checked_block(x: AnyArray, transposed: bool, block_info: Any = None) -> Array:
+def _as_checked_block(x: AnyArray, transposed: bool, name: str, block_info: Any = None) -> Array:
     block = _as_block(x, working_dtype(x.dtype))
     if block_info:
         rows, columns = (start for start, _ in block_info[0]["array-location"])
         whole = (block.T, (columns, rows)) if transposed else (block, (rows, columns))
-        _check_entries(*whole)
+        _check_entries(*whole, name=name)
     return block
+
+
+def _there(V_b: Any, M_b: Array | None = None) -> Array:
+    """The weights: 0 where V is NaN."""
+    there = ~np.isnan(V_b)
+    return np.asarray(there if M_b is None else np.where(there, M_b, 0), V_b.dtype)
+
+
+def _checked_where(V_b: Any, M_b: Array, transposed: bool, block_info: Any = None) -> Any:
+    """V_b, if what has a weight there is finite and non-negative."""
+    if block_info:
+        seen = np.where(M_b > 0, V_b.toarray() if issparse(V_b) else V_b, 0)
+        rows, columns = (start for start, _ in block_info[0]["array-location"])
+        whole = (seen.T, (columns, rows)) if transposed else (seen, (rows, columns))
+        _check_entries(np.ascontiguousarray(whole[0]), whole[1])
+    return V_b
 
 
 def _as_block(x: AnyArray, dtype: np.dtype[Any]) -> Array:
@@ -245,7 +308,30 @@ def _as_block(x: AnyArray, dtype: np.dtype[Any]) -> Array:
 
 
 # ------------------------------------------------------------------------------- opening V
-def open_matrix(V: Any, missing: Missing = "error") -> Matrix:
+def open_weighted(V: Any, missing: Missing, weights: Any) -> Matrix:
+    """V with the weights of its entries; a masked array brings its own.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `open_matrix`; or if the weights are not of V's shape.
+    """
+    if isinstance(V, np.ma.MaskedArray):
+        if weights is not None:
+            raise ValueError("weights must be None for a masked array V, which has a mask already")
+        V, weights = V.data, ~np.ma.getmaskarray(V)
+    matrix = open_matrix(V, missing)
+    if weights is None:
+        return matrix
+    if tuple(getattr(weights, "shape", matrix.shape)) != matrix.shape:
+        raise ValueError(f"weights must have V's shape {matrix.shape}, got {weights.shape}")
+    found = open_matrix(weights, name="weights")
+    if found.shape != matrix.shape:
+        raise ValueError(f"weights must have V's shape {matrix.shape}, got {found.shape}")
+    return replace(matrix, weights=found)
+
+
+def open_matrix(V: Any, missing: Missing = "error", name: str = "V") -> Matrix:
     """V as a Matrix; reads metadata only.
 
     Raises
@@ -253,25 +339,27 @@ def open_matrix(V: Any, missing: Missing = "error") -> Matrix:
     TypeError, ValueError, FileNotFoundError
         If V is nothing of the kind, not 2-D, empty, or not of real numbers.
     """
-    if not isinstance(missing, str) or missing not in ("error", "zero"):
-        raise ValueError(f"missing must be 'error' or 'zero', got {missing!r}")
+    if not isinstance(missing, str) or missing not in ("error", "zero", "nan"):
+        raise ValueError(f"missing must be 'error', 'zero' or 'nan', got {missing!r}")
     if isinstance(V, (str, os.PathLike)):
-        V = _open_path(absolute(V))
+        V = _open_path(absolute(V), name)
     if not isinstance(V, (zarr.Array, da.Array, np.ndarray)):
         raise TypeError(
-            "V must be a zarr array, a path or URL of one, a dask array or a numpy array, got "
-            f"{type(V).__module__}.{type(V).__name__}"
+            f"{name} must be a zarr array, a path or URL of one, a dask array or a numpy array, "
+            f"got {type(V).__module__}.{type(V).__name__}"
             + (": name one of its arrays" if isinstance(V, zarr.Group) else "")
         )
-    _check_form(V)
+    _check_form(V, name)
     if isinstance(V, da.Array):
-        return _from_dask(V)
+        return replace(_from_dask(V), nan=missing == "nan", name=name)
     if isinstance(V, zarr.Array):
         shape = (V.shape[0], V.shape[1])
-        return Matrix(V, shape, V.dtype, uri_of(V.store_path), strict=missing == "error")
+        told: dict[str, Any] = {"strict": missing != "zero", "nan": missing == "nan", "name": name}
+        return Matrix(V, shape, V.dtype, uri_of(V.store_path), **told)
     if isinstance(V, np.ma.MaskedArray):
-        raise TypeError("V must not be a masked array: fill it, or wait for masks to be supported")
-    return Matrix(np.asarray(V), (V.shape[0], V.shape[1]), V.dtype, "numpy array")
+        raise TypeError(f"{name} must not be a masked array here: fill it")
+    shape = (V.shape[0], V.shape[1])
+    return Matrix(np.asarray(V), shape, V.dtype, "numpy array", nan=missing == "nan", name=name)
 
 
 def absolute(path: str | os.PathLike[str]) -> str:
@@ -284,47 +372,50 @@ def absolute(path: str | os.PathLike[str]) -> str:
     return path if "://" in path else os.path.abspath(path)
 
 
-def _open_path(path: str) -> zarr.Array[Any]:
+def _open_path(path: str, name: str = "V") -> zarr.Array[Any]:
     try:
-        found = insist(lambda: zarr.open(path, mode="r"), f"V: opening {path!r}")
+        found = insist(lambda: zarr.open(path, mode="r"), f"{name}: opening {path!r}")
     except FileNotFoundError:
-        raise FileNotFoundError(f"V: there is no zarr array at {path!r}") from None
+        raise FileNotFoundError(f"{name}: there is no zarr array at {path!r}") from None
     except (ImportError, ValueError, LookupError, TypeError, AttributeError) as error:
         told = str(error) if isinstance(error, (ImportError, ValueError)) else repr(error)
-        raise ValueError(f"V: cannot open {path!r}: {told}") from error
+        raise ValueError(f"{name}: cannot open {path!r}: {told}") from error
     if isinstance(found, zarr.Group):
         with warnings.catch_warnings():  # about whatever else lies there
             warnings.filterwarnings("ignore", "Object at ", category=UserWarning)
             names = sorted(found.array_keys())
         raise ValueError(
-            f"V: {path!r} is a zarr group, not an array; name one of its arrays: "
+            f"{name}: {path!r} is a zarr group, not an array; name one of its arrays: "
             + (", ".join(f"{path.rstrip('/')}/{name}" for name in names) or "it has none")
         )
     return found
 
 
-def _check_form(V: Any) -> None:
+def _check_form(V: Any, name: str = "V") -> None:
     if len(V.shape) != 2:
         raise ValueError(
-            f"V must be 2-D (rows x columns), got shape {V.shape}: reshape it, for instance an "
-            "image cube (y, x, band) to (y * x, band)"
+            f"{name} must be 2-D (rows x columns), got shape {V.shape}: reshape it, for instance "
+            "an image cube (y, x, band) to (y * x, band)"
         )
     if any(np.isnan(size) for size in V.shape):
         raise ValueError(
-            f"V has unknown chunk sizes (shape {V.shape}): call V.compute_chunk_sizes() first"
+            f"{name} has unknown chunk sizes (shape {V.shape}): call V.compute_chunk_sizes() first"
         )
     if 0 in V.shape:
-        raise ValueError(f"V must not be empty, got shape {V.shape}")
+        raise ValueError(f"{name} must not be empty, got shape {V.shape}")
     if V.dtype.kind not in "fiub":
         raise TypeError(
-            f"V must hold real numbers (float, integer or bool), got dtype {V.dtype}"
+            f"{name} must hold real numbers (float, integer or bool), got dtype {V.dtype}"
             + (": take its absolute value or real part" if V.dtype.kind == "c" else "")
         )
 
 
 def _from_dask(V: DaskArray) -> Matrix:
     if isinstance(V._meta, np.ma.MaskedArray):
-        raise TypeError("V's dask blocks must not be masked arrays: fill them with da.ma.filled")
+        raise TypeError(
+            "V's dask blocks must not be masked arrays: pass da.ma.getdata(V) and "
+            "weights=~da.ma.getmaskarray(V)"
+        )
     if not isinstance(V._meta, np.ndarray):
         kind = f"{type(V._meta).__module__}.{type(V._meta).__name__}"
         raise TypeError(

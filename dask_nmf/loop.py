@@ -13,11 +13,14 @@ import dask.array as da
 import numpy as np
 from dask.utils import format_bytes, format_time
 
+from dask_nmf import sweeps, visits
 from dask_nmf.checkpoint import Run
+from dask_nmf.divergences import Beta
 from dask_nmf.errors import PoisonBlock, RunStopped, StorageFailed
 from dask_nmf.fingerprint import identity
 from dask_nmf.init import Given
 from dask_nmf.io import Matrix
+from dask_nmf.looking import look_first
 from dask_nmf.losses import Frobenius
 from dask_nmf.output import IN_MEMORY, Output
 from dask_nmf.planner import Job
@@ -25,7 +28,6 @@ from dask_nmf.plans import Plan
 from dask_nmf.result import Result
 from dask_nmf.resume import BUDGET, check_same, unknown
 from dask_nmf.stopping import Status, stop
-from dask_nmf.sweeps import begin, look_first, next_sweep
 from dask_nmf.types import AnyArray, Callback, DaskArray, FirstPass, State, Sums, at_once
 from dask_nmf.watch import compute
 
@@ -50,14 +52,12 @@ class Kept:
     every: int | None
 
 
-def run_job(
-    job: Job, loss: Frobenius, callback: Callback | None, began: float, kept: Kept | None = None
-) -> Result:
+def run_job(job: Job, callback: Callback | None, began: float, kept: Kept | None = None) -> Result:
     """From the first pass, or the last commit, to the result."""
     uri = kept.output.uri if kept else None
     try:
         with failures_named(job.plan, uri), job.threads(), job.streamed() as matrix:
-            return _run(job, matrix, loss, callback, began, kept)
+            return _run(job, matrix, callback, began, kept)
     except Exception as error:
         if kept is not None:
             with suppress(OSError):  # the store may be what has failed
@@ -70,25 +70,24 @@ def run_job(
 def _run(
     job: Job,
     matrix: Matrix,
-    loss: Frobenius,
     callback: Callback | None,
     began: float,
     kept: Kept | None,
 ) -> Result:
     """`matrix` is V, or V.T, as it is streamed."""
-    plan, options, solver = job.plan, job.options, job.solver
+    plan, options = job.plan, job.options
+    divergence = isinstance(job.loss, Beta)
+    how, look = (visits, look_first) if divergence else (sweeps, sweeps.look_first)
     run, once = (kept.run, kept.run.once) if kept else (None, at_once)
     for line in repr(plan).splitlines():
         logger.info(line)
-    look = partial(_surviving, plan, partial(look_first, matrix, plan, options, solver))
-    first = once("first", FirstPass, look)
+    first = once("first", FirstPass, partial(_surviving, plan, partial(look, job, matrix)))
     state = run.load(first.sketch) if run else None
     if kept and kept.run.recalled and unknown(kept.identity, kept.run.record["identity"]):
-        check_same(matrix, plan, first.sums)
+        check_same(job, matrix, first.sums)
     resumed_from = state.passes if state else None
     if state is None:
-        make = partial(begin, matrix, plan, options, job.start, solver, first, once)
-        state = _surviving(plan, make)
+        state = _surviving(plan, partial(how.begin, job, matrix, first, once))
         if kept:
             state = kept.run.stored(state)
             kept.run.save(state, kept.every)
@@ -98,7 +97,7 @@ def _run(
     asked, reads = False, plan.reads_per_sweep
     rounding = max(1e-13, float(np.finfo(state.H.dtype).eps))
     while (status := stop(state.history, options, asked, reads, rounding)) is Status.RUNNING:
-        sweep = partial(next_sweep, state, matrix, plan.grid, loss, solver, first.sums, run, began)
+        sweep = partial(how.next_sweep, job, state, matrix, first.sums, run, began)
         state = _surviving(plan, sweep)
         if kept:
             kept.run.save(state, kept.every)
@@ -108,7 +107,7 @@ def _run(
     if kept is None:
         return result
     if kept.identity is not None and identity(job.matrix) != kept.identity:
-        check_same(matrix, plan, first.sums)
+        check_same(job, matrix, first.sums)
     kept.run.save(state, kept.every, last=True)
     return _written(result, kept, first.sums)
 
@@ -119,11 +118,12 @@ def _result(job: Job, state: State, status: Status, resumed_from: int | None) ->
         "shape": list(plan.shape),
         "dtype": str(H.dtype),
         "V": plan.V,
-        "loss": "frobenius",
+        "loss": "frobenius" if isinstance(job.loss, Frobenius) else job.loss.beta,
         "solver": repr(job.solver),
         "init": "given" if isinstance(job.start, Given) else repr(job.start),
         **asdict(job.options),
-        "missing": "error" if job.matrix.strict else "zero",
+        "missing": job.matrix.missing,
+        "weights": job.matrix.weights.uri if job.matrix.weights else None,
         "blocks": plan.blocks,
         "block_rows": plan.block[0],
         "scheduler": plan.scheduler,

@@ -4,6 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dask_nmf.divergences import Beta
+from dask_nmf.options import is_number
+from dask_nmf.penalties import NO_PENALTIES, NO_PENALTY, Penalties, Penalty
 from dask_nmf.types import Array, Products, Sums
 
 _DIGITS = 2e-5  # of a squared error that rounding may take
@@ -12,6 +15,22 @@ _DIGITS = 2e-5  # of a squared error that rounding may take
 @dataclass(frozen=True)
 class Frobenius:
     """||V - W @ H||^2, reported as the relative error ||V - W @ H|| / ||V||."""
+
+    def objective(
+        self,
+        error: float,
+        sums: Sums,
+        products: Products,
+        H: Array,
+        penalties: Penalties = NO_PENALTIES,
+    ) -> float:
+        """||V - W H||^2 / 2 of that relative error, and the penalties."""
+        found = error**2 * sums.squares / 2 if sums.squares else error / 2
+        if not penalties:
+            return found
+        H = _float64(H)
+        of_W = penalties.W.value(products.W_total, float(np.trace(products.WtW)))
+        return found + of_W + penalties.H.value(float(H.sum()), float(np.vdot(H, H)))
 
     def error(self, sums: Sums, products: Products, H_old: Array, H: Array) -> float:
         """The relative error of the new W and H, from the products of the pass made at H_old.
@@ -38,7 +57,7 @@ class Frobenius:
         squared = self.error(sums, products, H_old, H) ** 2 * sums.squares
         return bool(np.finfo(np.float64).eps * terms <= _DIGITS * squared)
 
-    def kkt(self, sums: Sums, products: Products, H: Array) -> float:
+    def kkt(self, sums: Sums, products: Products, H: Array, penalty: Penalty = NO_PENALTY) -> float:
         """How much the new W still asks H, at which the pass was made, to move.
 
         With g = W'W H - W'V and its projection p (of g where H = 0 only what is negative counts),
@@ -49,8 +68,9 @@ class Frobenius:
         rounding = float(np.finfo(H.dtype).eps) * np.sqrt(sums.squares)  # no fit can be closer
         H = _float64(H)
         gradient = products.WtW @ H - products.WtV if products.WtR is None else -products.WtR
+        gradient = gradient + penalty.slope(H)
         projected = np.where(H > 0, gradient, np.minimum(gradient, 0.0))
-        norms = np.sqrt(np.diag(products.WtW))[:, None]
+        norms = np.sqrt(np.diag(products.WtW) + penalty.l2)[:, None]
         per_unit = np.divide(projected, norms, out=np.zeros_like(projected), where=norms > 0)
         rest = self.error(sums, products, H, H) * np.sqrt(sums.squares)
         return float(np.linalg.norm(per_unit) / max(rest, rounding)) if rounding else 0.0
@@ -76,13 +96,24 @@ def _float64(x: Array) -> Array:
     return x.astype(np.float64, copy=False)
 
 
-_BY_NAME = {"frobenius": Frobenius()}
+Loss = Frobenius | Beta
+
+_BY_NAME: dict[str, Loss] = {
+    "frobenius": Frobenius(),
+    "kullback-leibler": Beta(1.0),
+    "itakura-saito": Beta(0.0),
+}
 
 
-def make_loss(loss: str | Frobenius) -> Frobenius:
-    """The loss of that name, or the one given."""
-    if isinstance(loss, Frobenius):
+def make_loss(loss: str | float | Loss) -> Loss:
+    """The loss of that name, that beta, or the one given."""
+    if isinstance(loss, (Frobenius, Beta)):
         return loss
+    if is_number(loss) and not isinstance(loss, bool) and np.isfinite(beta := float(loss)):
+        return Frobenius() if beta == 2 else Beta(beta)
     if not isinstance(loss, str) or loss not in _BY_NAME:
-        raise ValueError(f"loss must be 'frobenius', the only one yet, got {loss!r}")
+        raise ValueError(
+            f"loss must be one of {sorted(_BY_NAME)} or a number, the beta of a beta-divergence "
+            f"(2, 1 and 0 are those three), got {loss!r}"
+        )
     return _BY_NAME[loss]

@@ -21,14 +21,19 @@ from dataclasses import replace
 
 import numpy as np
 
-from dask_nmf.blocks import sample_size, sketch_width
+from dask_nmf.blocks import (
+    START_ROWS,
+    START_ROWS_PER_COMPONENT,
+    sample_size,
+    sketch_width,
+)
 from dask_nmf.descent import LowRank
+from dask_nmf.penalties import NO_PENALTIES, Penalties
 from dask_nmf.solvers import LookAhead, pseudo_inverse
 from dask_nmf.types import Array, Seen, Sketch, Sums, Trust
 
 _STARTS, _START_STEPS = 4, 50  # before the worse half is dropped; the last one goes on for
 _MORE_STEPS = 75  # on all rows
-_START_ROWS, _START_ROWS_PER_COMPONENT = 1024, 50  # of a try
 _SAME = 1e-5  # two tries that end with squared errors so close have found what there is
 _LEAST_GAIN = 4e-7  # of the squared error: a step that gains less is not worth its time;
 _LEAST_GAIN_OF_SAMPLE = 2e-5  # nor this one, where the model itself is less sure
@@ -42,6 +47,11 @@ def sample_rows(m: int, rank: int, seed: int) -> Array | None:
     size = sample_size(m, rank)
     if size == m:
         return None
+    return some_rows(m, size, seed)
+
+
+def some_rows(m: int, size: int, seed: int) -> Array:
+    """So many of m rows, ascending, drawn from the seed."""
     return _some(_random(seed, 1), m, size)
 
 
@@ -60,17 +70,19 @@ def _some(random: np.random.Generator, m: int, size: int) -> Array:
 
 
 # --------------------------------------------------------------------------------- looking ahead
-def look_from_start(sketch: Sketch, H: Array, sums: Sums, seed: int) -> tuple[Array, Array]:
+def look_from_start(
+    sketch: Sketch, H: Array, sums: Sums, seed: int, penalties: Penalties = NO_PENALTIES
+) -> tuple[Array, Array]:
     """W of the sketch's rows and H, from the sketch alone: P_Y V in place of V.
 
     Where the steps end depends on where they begin. So H and some other random starts go their way
     on a few of the rows; the better half goes on, until one is left or two end alike.
     """
-    model, H = _sketched(sketch, sums), H.astype(np.float64)
+    model, H = _sketched(sketch, sums, penalties), H.astype(np.float64)
     random, rows = _random(seed, 3), len(sketch.Y)
     size = np.sqrt(np.mean(H**2))
     starts = [H, *(size * np.abs(random.standard_normal((_STARTS - 1, *H.shape))))]
-    some = min(rows, max(_START_ROWS, _START_ROWS_PER_COMPONENT * len(H)))
+    some = min(rows, max(START_ROWS, START_ROWS_PER_COMPONENT * len(H)))
     few = replace(
         model, left=model.left[_some(random, rows, some)], share=model.share * some / rows
     )
@@ -80,7 +92,7 @@ def look_from_start(sketch: Sketch, H: Array, sums: Sums, seed: int) -> tuple[Ar
         ended: list[tuple[float, Array, Array]] = []
         for _, W, H in tried:
             W, H = few.descend(W, H, _START_STEPS, least)
-            ended.append((few.squared_error(few.products(W), H), W, H))
+            ended.append((few.value(few.products(W), W, H), W, H))
             ended.sort(key=lambda end: end[0])
             if len(ended) > 1 and ended[1][0] <= (1 + _SAME) * ended[0][0]:
                 ended = ended[:1]
@@ -90,13 +102,20 @@ def look_from_start(sketch: Sketch, H: Array, sums: Sums, seed: int) -> tuple[Ar
     return model.descend(model.best_W(H), H, _MORE_STEPS, least)
 
 
-def look_ahead(sketch: Sketch, seen: Seen, H: Array, sums: Sums, steps: int) -> tuple[Array, Array]:
+def look_ahead(
+    sketch: Sketch,
+    seen: Seen,
+    H: Array,
+    sums: Sums,
+    steps: int,
+    penalties: Penalties = NO_PENALTIES,
+) -> tuple[Array, Array]:
     """W of the sketch's rows and H for the next pass, from the model at seen.H.
 
     H is the verified one, the half-step after seen.H. Cost per step: about 50 s k^2 + 20 n k^2
     flops.
     """
-    model, W = model_at(sketch, seen, sums)
+    model, W = model_at(sketch, seen, sums, penalties)
     return model.descend(W, H.astype(np.float64), steps, _least_gain(sketch), _GAIN)
 
 
@@ -111,11 +130,13 @@ def _least_gain(sketch: Sketch) -> float:
 
 
 # ------------------------------------------------------------------------------------- the model
-def model_at(sketch: Sketch, seen: Seen, sums: Sums) -> tuple[LowRank, Array]:
+def model_at(
+    sketch: Sketch, seen: Seen, sums: Sums, penalties: Penalties = NO_PENALTIES
+) -> tuple[LowRank, Array]:
     """The model whose gradients at seen.H are V's, and its W there."""
     H, made = seen.H.astype(np.float64), seen.products
     if seen.numer is None or seen.W is None:
-        return _shifted(_sketched(sketch, sums), H, seen, sums)
+        return _shifted(_sketched(sketch, sums, penalties), H, seen, sums)
     W = seen.W.astype(np.float64)
     Q, sizes, T = np.linalg.svd(H.T, full_matrices=False)  # H' = Q diag(sizes) T
     live = sizes > np.sqrt(np.finfo(seen.H.dtype).eps) * sizes.max(initial=0.0)
@@ -123,17 +144,19 @@ def model_at(sketch: Sketch, seen: Seen, sums: Sums) -> tuple[LowRank, Array]:
     VQ = seen.numer.astype(np.float64) @ (T[live].T / sizes[live])
     L, LtV = np.hstack([sketch.Y, W]), np.vstack([sketch.YtV, made.WtV])
     rest = pseudo_inverse(L.T @ L) @ (LtV - (LtV @ Q) @ Q.T)
-    return LowRank(np.hstack([VQ, L]), np.vstack([Q.T, rest]), squares=sums.squares), W
+    left, right = np.hstack([VQ, L]), np.vstack([Q.T, rest])
+    return LowRank(left, right, squares=sums.squares, penalties=penalties), W
 
 
-def _sketched(sketch: Sketch, sums: Sums) -> LowRank:
+def _sketched(sketch: Sketch, sums: Sums, penalties: Penalties) -> LowRank:
     right = pseudo_inverse(sketch.Y.T @ sketch.Y) @ sketch.YtV
-    return LowRank(sketch.Y, right, sketch.share, sums.squares)
+    return LowRank(sketch.Y, right, sketch.share, sums.squares, penalties=penalties)
 
 
 def _shifted(model: LowRank, H: Array, seen: Seen, sums: Sums) -> tuple[LowRank, Array]:
     """A sample's model; its gradient in H, and its value, are shifted to V's at seen.H."""
-    W, true = LookAhead().improve(model.best_W(H), model.numer(H), H @ H.T), seen.products
+    numer, gram = model.penalties.W.quadratic(model.numer(H), H @ H.T)
+    W, true = LookAhead().improve(model.best_W(H), numer, gram), seen.products
     mine = model.products(W)
     shift = (true.WtW @ H - true.WtV) - (mine.WtW @ H - mine.WtV)
     model = replace(model, shift=shift)

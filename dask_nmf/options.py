@@ -19,6 +19,9 @@ class Options:
     seed: int
     memory: int | None
     block_rows: int | None
+    alpha_W: float = 0.0
+    alpha_H: float | str = "same"
+    l1_ratio: float = 0.0
 
 
 def check_options(
@@ -30,14 +33,24 @@ def check_options(
     seed: Any,
     memory: Any,
     block_rows: Any,
+    alpha_W: Any,
+    alpha_H: Any,
+    l1_ratio: Any,
     start_passes: int,
 ) -> Options:
     """The options, or a ValueError or TypeError that names the one out of range."""
     least = 2 + start_passes
-    if not (_is_number(tol) and 0 <= tol < 1):
+    if not (is_number(tol) and 0 <= tol < 1):
         raise ValueError(f"tol must be a number >= 0 and < 1, got {tol!r}")
-    if max_seconds is not None and not (_is_number(max_seconds) and max_seconds > 0):
+    if max_seconds is not None and not (is_number(max_seconds) and max_seconds > 0):
         raise ValueError(f"max_seconds must be a positive number of seconds, got {max_seconds!r}")
+    for name, alpha in (("alpha_W", alpha_W), ("alpha_H", alpha_H)):
+        same = name == "alpha_H" and isinstance(alpha, str) and alpha == "same"
+        if not (same or (is_number(alpha) and 0 <= alpha < float("inf"))):
+            allowed = " or 'same' (as alpha_W)" if name == "alpha_H" else ""
+            raise ValueError(f"{name} must be a number >= 0{allowed}, got {alpha!r}")
+    if not (is_number(l1_ratio) and 0 <= l1_ratio <= 1):
+        raise ValueError(f"l1_ratio must be from 0 (L2 only) to 1 (L1 only), got {l1_ratio!r}")
     return Options(
         rank=check_int("rank", rank, 1),
         tol=float(tol),
@@ -48,10 +61,13 @@ def check_options(
         seed=_seed(seed),
         memory=None if memory is None else parse_memory(memory),
         block_rows=None if block_rows is None else check_int("block_rows", block_rows, 1),
+        alpha_W=float(alpha_W),
+        alpha_H=alpha_H if isinstance(alpha_H, str) else float(alpha_H),
+        l1_ratio=float(l1_ratio),
     )
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
     return isinstance(value, Real)
 
 
@@ -73,7 +89,7 @@ def _seed(seed: Any) -> int:
 
 def parse_memory(memory: Any) -> int:
     try:
-        count = int(memory) if _is_number(memory) else parse_bytes(memory)
+        count = int(memory) if is_number(memory) else parse_bytes(memory)
     except (ValueError, TypeError, OverflowError, AttributeError):  # the last: not even a text
         count = 0
     if count <= 0:

@@ -10,7 +10,6 @@ from typing import Any
 
 import dask
 import dask.array as da
-import numpy as np
 import zarr
 from dask.utils import format_bytes
 
@@ -18,6 +17,7 @@ from dask_nmf.blocks import even
 from dask_nmf.checkpoint import lazy
 from dask_nmf.commits import SPOILT, digest_of, new_array
 from dask_nmf.io import absolute, check_apart, check_reachable, uri_of
+from dask_nmf.packing import from_columns, to_columns
 from dask_nmf.plans import Plan
 from dask_nmf.reader import Reader
 from dask_nmf.result import Result
@@ -30,6 +30,7 @@ _CHUNK_BYTES = 2**24
 _MEND = "restore it, or call factorize again with overwrite=True"
 IN_MEMORY = 2**28  # bytes up to which H is a numpy array also where it is the large factor
 _HISTORY = tuple(field.name for field in fields(SweepRecord) if field.name != "sweep")
+_FIRST_HISTORY = ("passes", "error", "seconds", "bytes_read", "kkt")  # of version 0.1.0
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,9 @@ class Output:
         with dask.config.set(scheduler="threads"):
             W = _write_factor(self.group, "W", result.W, ("row", "component"))
             H = _write_factor(self.group, "H", result.H, ("component", "column"))
+        columns = to_columns(result.history)
         for name in _HISTORY:
-            column = np.array([getattr(record, name) for record in result.history])
+            column = columns[name]
             array = new_array(self.group, name, column.shape, column.dtype, ("pass",))
             _Insisting(array)[:] = column
         return replace(result, W=lazy(W), H=_small(H), out=self.uri)
@@ -162,17 +164,14 @@ def load_result(group: Any) -> Result:
             f"the attributes of {group.store_path} are not those that were written: {_MEND}"
         )
     (m, n), k, dtype = saved["parameters"]["shape"], saved["rank"], saved["parameters"]["dtype"]
-    passes = (saved["sweeps"],)
-    shapes = {"W": (m, k), "H": (k, n)} | dict.fromkeys(_HISTORY, passes)
+    told = saved.get("history", _FIRST_HISTORY)
+    shapes = {"W": (m, k), "H": (k, n)} | dict.fromkeys(told, (saved["sweeps"],))
     for name, shape in shapes.items():
         found = _member(group, name)
         if found.shape != shape or (name in "WH" and str(found.dtype) != dtype):
             raise ValueError(f"{found.store_path} is not of shape {shape} or type {dtype}: {_MEND}")
-    columns = [_column(group[name]) for name in _HISTORY]
-    history = tuple(
-        SweepRecord(sweep, **dict(zip(_HISTORY, row, strict=True)))
-        for sweep, row in enumerate(zip(*columns, strict=True), start=1)
-    )
+    columns = {"sweep": list(range(1, saved["sweeps"] + 1))}
+    history = from_columns(columns | {name: _column(group[name]) for name in told})
     return Result(
         W=lazy(group["W"]),
         H=_small(group["H"]),
@@ -327,6 +326,7 @@ def _attributes(result: Result) -> dict[str, Any]:
         "dead_components": result.dead,
         "rank": int(result.H.shape[0]),
         "sweeps": len(result.history),
+        "history": list(_HISTORY),
         "parameters": result.parameters,
         "plan": result.plan.to_json() if result.plan else None,
     }

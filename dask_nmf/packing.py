@@ -1,14 +1,14 @@
 """Records as flat dicts of arrays, and back: what a file of arrays can hold."""
 
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any, get_args, get_type_hints
 
 import numpy as np
 
 from dask_nmf.errors import Damaged
-from dask_nmf.types import SweepRecord
+from dask_nmf.types import Array, SweepRecord
 
 
 def pack(value: Any, name: str = "value") -> dict[str, Any]:
@@ -22,9 +22,8 @@ def _packed(value: Any, name: str) -> Iterator[tuple[str, Any]]:
         for field in fields(value):
             yield from _packed(getattr(value, field.name), f"{name}.{field.name}")
     elif isinstance(value, tuple):  # the history: a column for each of its fields
-        for field in fields(SweepRecord):
-            column = [getattr(record, field.name) for record in value]
-            yield f"{name}.{field.name}", np.array(column)
+        for column, values in to_columns(value).items():
+            yield f"{name}.{column}", values
     elif isinstance(value, str):
         pass
     elif value is not None:
@@ -42,8 +41,9 @@ def unpack(kind: Any, flat: dict[str, Any], name: str = "value") -> Any:
     kinds = get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
     record: Any = next((k for k in kinds if is_dataclass(k)), None)
     if kind == tuple[SweepRecord, ...]:
-        columns = [flat[f"{name}.{field.name}"].tolist() for field in fields(SweepRecord)]
-        return tuple(SweepRecord(*row) for row in zip(*columns, strict=True))
+        names = [field.name for field in fields(SweepRecord)]
+        known = {each: flat[key] for each in names if (key := f"{name}.{each}") in flat}
+        return from_columns({each: column.tolist() for each, column in known.items()})
     if name not in flat:
         if type(None) in kinds or kind is Any:
             return None
@@ -56,3 +56,20 @@ def unpack(kind: Any, flat: dict[str, Any], name: str = "value") -> Any:
         return record(**values)
     plain = next((k for k in kinds if k in (int, float, bool)), None)
     return flat[name] if plain is None else plain(flat[name])
+
+
+def to_columns(history: Sequence[SweepRecord]) -> dict[str, Array]:
+    """A history as arrays, NaN for what is None."""
+
+    def column(name: str) -> Array:
+        found = [getattr(record, name) for record in history]
+        return np.array([np.nan if x is None else x for x in found])
+
+    return {field.name: column(field.name) for field in fields(SweepRecord)}
+
+
+def from_columns(columns: dict[str, list[Any]]) -> tuple[SweepRecord, ...]:
+    """The history again; older ones lack the fields that may be None."""
+    rows = zip(*columns.values(), strict=True)
+    no_nan = ({k: None if x != x else x for k, x in zip(columns, row, strict=True)} for row in rows)
+    return tuple(SweepRecord(**row) for row in no_nan)  # type: ignore[arg-type]

@@ -15,14 +15,18 @@ from dask.utils import format_bytes
 from dask_nmf.advice import advise
 from dask_nmf.blas import one_blas_thread
 from dask_nmf.blocks import Geometry, Grid, choose_grid, sample_size
+from dask_nmf.divergences import Beta
 from dask_nmf.init import Start, make_start
-from dask_nmf.io import Matrix, Missing, check_reachable, open_matrix
+from dask_nmf.io import Matrix, Missing, check_reachable, open_weighted
 from dask_nmf.layout import is_mapped
 from dask_nmf.limits import default_memory
+from dask_nmf.losses import Frobenius, Loss, make_loss
+from dask_nmf.newton import AnySolver, Newton, any_solver, pair_count
 from dask_nmf.options import Options, check_options
+from dask_nmf.penalties import Penalties, scaled
 from dask_nmf.plans import Plan
 from dask_nmf.scheduler import Scheduler, active_scheduler
-from dask_nmf.solvers import HALS, LookAhead, Solver, make_solver
+from dask_nmf.solvers import HALS, MU, LookAhead
 from dask_nmf.survey import geometry, storage
 from dask_nmf.types import working_dtype
 from dask_nmf.watch import release
@@ -37,10 +41,12 @@ class Job:
     matrix: Matrix
     options: Options
     start: Start
-    asked: Solver
-    solver: Solver
+    asked: AnySolver
+    solver: AnySolver
     scheduler: Scheduler
     plan: Plan
+    loss: Loss
+    penalties: Penalties
 
     def resumed(self, begun: dict[str, Any]) -> "Job":
         """The job on the blocks of the plan that the run began with, which its bits depend on.
@@ -50,14 +56,26 @@ class Job:
         ValueError
             If they do not fit into the memory there is now.
         """
-        was, solver, out = Plan.from_json(begun["plan"]), self.asked, True
-        if isinstance(solver, LookAhead):
-            solver = replace(solver, model=begun["model"])
+        was, solver, out = Plan.from_json(begun["plan"]), self.solver, True
+        if isinstance(self.asked, LookAhead) and isinstance(self.loss, Frobenius):
+            solver = replace(self.asked, model=begun["model"])
+        elif isinstance(self.loss, Beta):  # "auto" took what had room then
+            solver = next(s for s in solvers_for(self.loss, self.asked) if repr(s) == begun["used"])
         if was.grid == self.plan.grid and solver == self.solver:
             return self
         parts = self.matrix, self.options, self.scheduler, self.start
-        plan = make_plan(*parts, out, solver, was.grid)
+        plan = make_plan(*parts, out, solver, isinstance(self.loss, Beta), was.grid)
         return replace(self, solver=solver, plan=plan)
+
+    @property
+    def side_penalties(self) -> Penalties:
+        """Of the factors of what is streamed: of V or V.T."""
+        return self.penalties.T if self.plan.transposed else self.penalties
+
+    @property
+    def from_sample(self) -> bool:
+        """Whether the start of a divergence is found on some rows of V."""
+        return self.start.blind and isinstance(self.asked, (LookAhead, Newton))
 
     @property
     def side(self) -> Matrix:
@@ -94,8 +112,10 @@ def plan(
     rank: int,
     *,
     out: Any = None,
-    solver: str | Solver = "auto",
+    loss: str | float | Loss = "frobenius",
+    solver: str | AnySolver = "auto",
     init: Any = "random",
+    weights: Any = None,
     max_passes: int = 200,
     memory: int | str | None = None,
     block_rows: int | None = None,
@@ -106,7 +126,7 @@ def plan(
 
     Parameters
     ----------
-    V, rank, out, solver, init, max_passes, memory, block_rows, missing
+    V, rank, out, loss, solver, init, weights, max_passes, memory, block_rows, missing
         As for `factorize`. Nothing is written to `out`.
     probe : bool
         Read one block and multiply it, for the seconds of a pass.
@@ -136,8 +156,10 @@ def plan(
         V,
         rank,
         out=out,
+        loss=loss,
         solver=solver,
         init=init,
+        weights=weights,
         max_passes=max_passes,
         memory=memory,
         block_rows=block_rows,
@@ -151,8 +173,10 @@ def prepare(
     rank: int,
     *,
     out: Any,
-    solver: str | Solver,
+    loss: str | float | Loss,
+    solver: str | AnySolver,
     init: Any,
+    weights: Any,
     max_passes: int,
     memory: int | str | None,
     block_rows: int | None,
@@ -160,9 +184,12 @@ def prepare(
     tol: float = 5e-3,
     max_seconds: float | None = None,
     seed: int = 0,
+    alpha_W: float = 0.0,
+    alpha_H: float | str = "same",
+    l1_ratio: float = 0.0,
 ) -> Job:
     """Everything that can be checked and decided without reading V or writing."""
-    start, solver = make_start(init), make_solver(solver)
+    start, asked, loss = make_start(init), any_solver(solver), make_loss(loss)
     options = check_options(
         rank=rank,
         tol=tol,
@@ -171,14 +198,32 @@ def prepare(
         seed=seed,
         memory=memory,
         block_rows=block_rows,
+        alpha_W=alpha_W,
+        alpha_H=alpha_H,
+        l1_ratio=l1_ratio,
         start_passes=start.passes,
     )
-    matrix = open_matrix(V, missing)
+    matrix = open_weighted(V, missing, weights)
+    if matrix.partial and isinstance(loss, Frobenius):
+        loss = Beta(2.0)
+    choices = solvers_for(loss, asked)
+    if matrix.partial and start.width(options.rank):
+        raise ValueError(
+            f"init = {start!r} needs all entries of V, and some have weights or are missing: use "
+            "init='random', or give (W0, H0)"
+        )
+    penalties = scaled(matrix.shape, options.alpha_W, options.alpha_H, options.l1_ratio)
+    if penalties and not isinstance(asked, (HALS, MU, LookAhead, Newton)):
+        raise ValueError(f"alpha_W and alpha_H must be 0 with a solver of your own, {asked!r}")
     start.check(matrix.shape, options.rank)
     scheduler = active_scheduler()
     check_reachable("V", getattr(matrix.source, "store", None), scheduler.remote)
-    asked = solver
-    found, solver = _plan_with_model(matrix, options, scheduler, start, solver, out is not None)
+    if matrix.weights is not None:
+        store = getattr(matrix.weights.source, "store", None)
+        check_reachable("weights", store, scheduler.remote)
+    found, solver = _first_that_fits(
+        choices, matrix, options, scheduler, start, isinstance(loss, Beta), out is not None
+    )
     if found.reads_per_sweep > 1 and start.width(options.rank):
         raise ValueError(
             f"init = {start!r} needs whole rows or columns of V in memory, and neither fits in "
@@ -190,33 +235,65 @@ def prepare(
             f"max_passes must be at least {least} for this plan ({found.passes_before} before the "
             f"first sweep, {found.reads_per_sweep} in each), got {options.max_passes}"
         )
-    return Job(matrix, options, start, asked, solver, scheduler, found)
+    return Job(matrix, options, start, asked, solver, scheduler, found, loss, penalties)
 
 
-def _plan_with_model(
+def solvers_for(loss: Loss, asked: AnySolver) -> list[AnySolver]:
+    """What may run it, best first; what comes later needs less memory.
+
+    Raises
+    ------
+    ValueError
+        If the solver cannot do with the loss.
+    """
+    if isinstance(loss, Frobenius):
+        if isinstance(asked, Newton):
+            raise ValueError(
+                "solver='newton' is for other losses than 'frobenius' without weights, where "
+                "'auto' and 'hals' solve each half-step exactly"
+            )
+        return [asked, replace(asked, model=False)] if isinstance(asked, LookAhead) else [asked]
+    if isinstance(asked, LookAhead):
+        return [Newton(), MU(inner=10)] if loss.convex else [MU(inner=10)]
+    if isinstance(asked, HALS) and loss.beta != 2:
+        raise ValueError(f"solver {asked!r} does not handle {loss!r}: use 'auto', 'newton' or 'mu'")
+    if isinstance(asked, Newton) and not loss.convex:
+        raise ValueError(f"solver='newton' needs a beta from 1 to 2, got {loss!r}: use 'mu'")
+    if not isinstance(asked, (HALS, MU, Newton)):
+        raise ValueError(f"a solver of your own is for loss='frobenius' only, got {loss!r}")
+    return [asked]
+
+
+def _first_that_fits(
+    choices: list[AnySolver],
     matrix: Matrix,
     options: Options,
     scheduler: Scheduler,
     start: Start,
-    solver: Solver,
+    entrywise: bool,
     out: bool,
-) -> tuple[Plan, Solver]:
-    """The plan, without a model between passes where that costs reads or does not fit."""
-
-    without = [replace(solver, model=False)] if isinstance(solver, LookAhead) else []
-    plans: list[tuple[Plan, Solver]] = []
+) -> tuple[Plan, AnySolver]:
+    """The plan, without a model or second derivatives where they cost reads or do not fit."""
+    plans: list[tuple[Plan, AnySolver]] = []
     refused: list[ValueError] = []
-    for one in [solver, *without]:
+    for one in choices:
         try:
-            plans.append((make_plan(matrix, options, scheduler, start, out, one), one))
+            plan = make_plan(matrix, options, scheduler, start, out, one, entrywise)
         except ValueError as error:
             refused.append(error)
             continue
-        if plans[-1][0].reads_per_sweep == 1:
+        plans.append((plan, one))
+        if plan.reads_per_sweep == 1:
             break
     if not plans:
         raise refused[-1]
-    return min(plans, key=lambda found: found[0].reads_per_sweep)
+    found = min(plans, key=lambda found: found[0].reads_per_sweep)
+    if entrywise and found[0].reads_per_sweep > 1:
+        raise ValueError(
+            "this loss, or weights, needs whole rows or columns of V in memory, and neither fits "
+            f"in memory={format_bytes(found[0].memory or 0)}: raise memory=, or rechunk V"
+        )
+    return found
 
 
 def make_plan(
@@ -225,7 +302,8 @@ def make_plan(
     scheduler: Scheduler,
     start: Start,
     out: bool,
-    solver: Solver,
+    solver: AnySolver,
+    entrywise: bool = False,
     grid: Grid | None = None,
 ) -> Plan:
     """The plan of a run, on that grid if it is given.
@@ -246,6 +324,9 @@ def make_plan(
         W_on_disk=out,
         start_width=start.width(options.rank),
         model=isinstance(solver, LookAhead) and solver.model,
+        entrywise=entrywise,
+        pairs=pair_count(options.rank) if entrywise and not isinstance(solver, MU) else 0,
+        weight_bytes=8 if matrix.partial else 0,
     )
     if grid is None:
         used, grid = _within(found, memory, options.block_rows, scheduler.flexible)
@@ -269,13 +350,13 @@ def make_plan(
         decoded_bytes=matrix.nbytes,
         stored_bytes=None if share is None else int(share[0] * matrix.nbytes),
         rank=options.rank,
-        between=_between(side, solver),
+        between=_between(side, solver) if not entrywise else repr(solver),
         block=(columns, rows) if grid.transposed else (rows, columns),
         transposed=grid.transposed,
         blocks=grid.blocks,
         tasks=grid.tasks + (grid.blocks if _collects(side) else 0),
         reads_per_sweep=grid.reads_per_sweep,
-        passes_before=1 + start.passes + (grid.transposed and not ahead),
+        passes_before=1 + start.passes + (grid.transposed and not (ahead or entrywise)),
         max_passes=options.max_passes,
         scheduler=scheduler.name,
         processes=side.processes,
@@ -295,7 +376,7 @@ def _collects(side: Geometry) -> bool:
     return side.model and sample_size(side.m, side.rank) == side.m
 
 
-def _between(side: Geometry, solver: Solver) -> str:
+def _between(side: Geometry, solver: AnySolver) -> str:
     """What happens between two passes, for the table."""
     if not isinstance(solver, LookAhead):
         return "nothing"

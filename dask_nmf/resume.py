@@ -7,12 +7,11 @@ from typing import Any
 from dask_nmf.checkpoint import Claim, forget, holds_work, newest_claim
 from dask_nmf.fingerprint import differences, identity, same_sums
 from dask_nmf.io import Matrix
+from dask_nmf.looking import sums_of
 from dask_nmf.output import Output, load_result
 from dask_nmf.planner import Job
-from dask_nmf.plans import Plan
 from dask_nmf.result import Result
 from dask_nmf.stopping import Status, stop
-from dask_nmf.stream import first_pass
 from dask_nmf.types import Sums
 
 BUDGET = (Status.MAX_PASSES, Status.MAX_SECONDS, Status.CALLBACK)
@@ -46,7 +45,7 @@ def take_up(output: Output, job: Job, problem: dict[str, Any], overwrite: bool) 
     """
     now = identity(job.matrix)
     record: dict[str, Any] = {"problem": problem, "identity": now, "plan": job.plan.to_json()}
-    record |= {"model": getattr(job.solver, "model", False)}
+    record |= {"model": getattr(job.solver, "model", False), "used": repr(job.solver)}
     saved = output.finished
     last = newest_claim(output.group) if output.group is not None else None
     if saved is not None and not overwrite:
@@ -74,7 +73,7 @@ def _finished(
         raise FileExistsError(f"{where} of another call, {differ}: {anew}")
     if unknown(now, saved["identity"]):
         try:
-            check_same(job.side, job.plan, Sums(**saved["sums"]))
+            check_same(job, job.side, Sums(**saved["sums"]))
         except ValueError as error:
             raise FileExistsError(f"{where}, but {error}") from error
     if last is not None and last.run == saved["run"] and not saved["goes_on"]:
@@ -107,9 +106,9 @@ def unknown(mine: str | None, theirs: str | None) -> bool:
     return mine is None or mine != theirs
 
 
-def check_same(matrix: Matrix, plan: Plan, sums: Sums) -> None:
+def check_same(job: Job, matrix: Matrix, sums: Sums) -> None:
     """Read V, and raise ValueError if its sums are others than those."""
-    found = first_pass(matrix.blocks(plan.grid)).sums
+    found = sums_of(job, matrix)
     if not same_sums(found, sums):
         raise ValueError(
             f"V has changed since the run began: the squares of {matrix.uri} now sum to "

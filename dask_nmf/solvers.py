@@ -12,6 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
+from dask_nmf.penalties import NO_PENALTY, Penalty
 from dask_nmf.types import Array
 
 _TINY = np.finfo(np.float64).tiny
@@ -32,7 +33,7 @@ def _check_share(name: str, value: float) -> None:
         raise ValueError(f"{name} must be a number >= 0 and < 1, got {value!r}")
 
 
-def _check_inner(inner: int) -> None:
+def check_inner(inner: int) -> None:
     if isinstance(inner, bool) or not isinstance(inner, int) or inner < 1:
         raise ValueError(f"inner must be an int >= 1 (sweeps per half-step), got {inner!r}")
 
@@ -55,15 +56,15 @@ class MU:
     inner: int = 1
 
     def __post_init__(self) -> None:
-        _check_inner(self.inner)
+        check_inner(self.inner)
 
-    def improve(self, F: Array, numer: Array, gram: Array) -> Array:
+    def improve(self, F: Array, numer: Array, gram: Array, penalty: Penalty = NO_PENALTY) -> Array:
         """F (b, k) after the inner sweeps; numer (b, k), gram (k, k)."""
         F = F.astype(np.float64)
         numer = numer.astype(np.float64)
         for _ in range(self.inner):
             # A zero denominator has a zero numerator: the floor makes 0 / 0 a zero.
-            F = F * numer / np.maximum(F @ gram, _TINY)
+            F = F * numer / np.maximum(F @ gram + penalty.slope(F), _TINY)
         return F
 
 
@@ -94,7 +95,7 @@ class HALS:
     settle: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_inner(self.inner)
+        check_inner(self.inner)
         _check_share("settle", self.settle)
 
     def improve(self, F: Array, numer: Array, gram: Array) -> Array:
@@ -154,7 +155,7 @@ class LookAhead:
     model: bool = True
 
     def __post_init__(self) -> None:
-        _check_inner(self.inner)
+        check_inner(self.inner)
         _check_share("settle", self.settle)
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
             raise ValueError(f"steps must be an int >= 1 (on the model), got {self.steps!r}")
@@ -184,6 +185,15 @@ def pseudo_inverse(gram: Array, rounding: float = 1e-11) -> Array:
     return np.asarray((E[:, live] / values[live]) @ E[:, live].T / np.outer(norms, norms))
 
 
+def half_step(
+    solver: Solver, F: Array, numer: Array, gram: Array, penalty: Penalty = NO_PENALTY
+) -> Array:
+    """solver.improve with a penalty: in the denominator of MU, in the quadratic of all others."""
+    if isinstance(solver, MU):
+        return solver.improve(F, numer, gram, penalty)
+    return solver.improve(F, *penalty.quadratic(numer, gram))
+
+
 _BY_NAME: dict[str, Solver] = {"auto": LookAhead(), "hals": HALS(), "mu": MU()}
 
 
@@ -192,7 +202,7 @@ def make_solver(solver: str | Solver) -> Solver:
     if isinstance(solver, str):
         if solver not in _BY_NAME:
             raise ValueError(
-                f"solver must be one of {sorted(_BY_NAME)} or an object such as "
+                f"solver must be one of {sorted([*_BY_NAME, 'newton'])} or an object such as "
                 f"dask_nmf.HALS(inner=5), got {solver!r}"
             )
         return _BY_NAME[solver]

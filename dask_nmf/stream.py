@@ -16,6 +16,7 @@ import dask.array as da
 import numpy as np
 
 from dask_nmf.blocks import FAN_IN
+from dask_nmf.penalties import NO_PENALTY, Penalty
 from dask_nmf.reader import Reader
 from dask_nmf.solvers import MU, Solver
 from dask_nmf.tasks import (
@@ -27,6 +28,7 @@ from dask_nmf.tasks import (
     partial_gram,
     partial_product,
     partial_residual,
+    partial_sum,
     product,
     write_rows,
 )
@@ -57,11 +59,11 @@ def matmul(A: AnyArray, B: AnyArray) -> AnyArray:
     dtype = np.result_type(A.dtype, B.dtype)
     if isinstance(B, np.ndarray) and A.numblocks[1] == 1:
         size = {"k": B.shape[1]}
-        return _blockwise(product, "ik", A, "ik", _whole(B), None, dtype=dtype, adjust_chunks=size)
+        return blockwise(product, "ik", A, "ik", whole(B), None, dtype=dtype, adjust_chunks=size)
     _, (A, B) = da.core.unify_chunks(_to_dask(A), "ij", _to_dask(B), "jk")
     one = {"j": 1}
-    return _sum_blocks(
-        _blockwise(partial_product, "jik", A, "ij", B, "jk", dtype=dtype, adjust_chunks=one)
+    return sum_blocks(
+        blockwise(partial_product, "jik", A, "ij", B, "jk", dtype=dtype, adjust_chunks=one)
     )
 
 
@@ -71,7 +73,12 @@ def gram(F: AnyArray) -> AnyArray:
         return partial_gram(F)[0]
     F = F.rechunk({1: -1})
     one, k = {"i": 1}, {"l": F.shape[1]}
-    return _sum_blocks(_blockwise(partial_gram, "ikl", F, "ik", adjust_chunks=one, new_axes=k))
+    return sum_blocks(blockwise(partial_gram, "ikl", F, "ik", adjust_chunks=one, new_axes=k))
+
+
+def total(F: DaskArray) -> DaskArray:
+    """The sums of F's columns in float64, (k,)."""
+    return sum_blocks(blockwise(partial_sum, "ik", F, "ik", adjust_chunks={"i": 1}))
 
 
 def update_W(V: AnyArray, W: AnyArray, H: AnyArray, solver: Solver | None = None) -> AnyArray:
@@ -145,6 +152,7 @@ def sweep(
     again: DaskArray | None = None,
     residual: bool = False,
     target: Any = None,
+    penalty: Penalty = NO_PENALTY,
     collect: bool = False,
 ) -> tuple[DaskArray, Seen]:
     """One sweep's visit to V: the new W, and the products for H's half-step.
@@ -162,6 +170,8 @@ def sweep(
         Take R = V - W @ H block by block too, with the new W: one more product in float64.
     target : zarr array, optional
         Where the new W is written, chunk by chunk; None keeps it in the workers' memory.
+    penalty : Penalty
+        Of W; with an l1 the sum of W is made, too.
     collect : bool
         Bring V @ H.T and the new W here, for the model.
 
@@ -176,24 +186,26 @@ def sweep(
     two trees.
     """
     numer = matmul(V, H.T)
-    W = _improve(solver, W, numer, gram(H.T))
+    W = _improve(solver, W, numer, gram(H.T), penalty)
     if target is not None:
         W = W.map_blocks(write_rows, target, dtype=W.dtype, meta=W._meta, token="nmf-write")
     collected: list[Any] = [numer, W] if collect else []
+    of_W = [gram(W), *([total(W)] if penalty.l1 else [])]
     if again is not None:  # W first: held, or written and then read
-        W, (WtW, *collected) = _done(W, target, gram(W), *collected)
+        W, found = done(W, target, *of_W, *collected)
         (over_V,) = compute(_over(again, W, H, residual))
     else:  # one graph: each block of V is read once
-        W, (over_V, WtW, *collected) = _done(
-            W, target, _over(V, W, H, residual), gram(W), *collected
-        )
+        W, (over_V, *rest) = done(W, target, _over(V, W, H, residual), *of_W, *collected)
+        found = tuple(rest)
+    WtW, seen = found[0], found[len(of_W) :]
+    W_total = float(found[1].sum()) if penalty.l1 else 0.0
     if residual:
         WtR, squares = over_V[:-1], over_V[-1]
         WtV = WtR + WtW @ H.astype(np.float64)
-        made = Products(WtV=WtV, WtW=WtW, WtR=WtR, residual=float(squares.sum()))
+        made = Products(WtV, WtW, WtR, float(squares.sum()), W_total)
     else:
-        made = Products(WtV=over_V, WtW=WtW)
-    return W, Seen(H, made, *collected)
+        made = Products(WtV=over_V, WtW=WtW, W_total=W_total)
+    return W, Seen(H, made, *seen)
 
 
 def take_rows(X: DaskArray, rows: Array | None) -> DaskArray:
@@ -212,7 +224,7 @@ def _over(V: DaskArray, W: DaskArray, H: Array, residual: bool) -> DaskArray:
     return _residual_products(V, W, H) if residual else matmul(W.T, V)
 
 
-def _done(W: DaskArray, target: Any, *sums: DaskArray) -> tuple[DaskArray, tuple[Array, ...]]:
+def done(W: DaskArray, target: Any, *sums: DaskArray) -> tuple[DaskArray, tuple[Array, ...]]:
     """W, held by the workers or to be read from the target, and the sums, from one compute.
 
     A small W comes here from a cluster: held there, it would tie all passes before it to itself,
@@ -308,39 +320,42 @@ def _to_dask(x: AnyArray) -> DaskArray:
     return x if isinstance(x, da.Array) else constant(x)
 
 
-def _whole(x: AnyArray) -> Any:
+def whole(x: AnyArray) -> Any:
     """x in one piece beside the blocks: dask fuses tasks only if they sum over no index."""
     return _to_dask(x).rechunk(-1).to_delayed(optimize_graph=False).item()
 
 
-def _blockwise(function: Any, out: str, *args: Any, dtype: Any = np.float64, **kwargs: Any) -> Any:
+def blockwise(function: Any, out: str, *args: Any, dtype: Any = np.float64, **kwargs: Any) -> Any:
     meta = np.empty((0,) * len(out), dtype=dtype)
     token = f"nmf-{function.__name__.replace('_', '-')}"  # the name of its tasks on a dashboard
     return da.blockwise(function, out, *args, meta=meta, token=token, **kwargs)
 
 
-def _sum_blocks(partial: DaskArray) -> DaskArray:
+def sum_blocks(partial: DaskArray) -> DaskArray:
     meta = np.empty((0,) * (partial.ndim - 1))
     how: Any = {"axis": 0, "dtype": np.float64, "split_every": FAN_IN, "meta": meta}
     return da.reduction(partial, chunk=add, aggregate=add, name="nmf-sum", **how)
 
 
-def _improve(solver: Solver, F: AnyArray, numer: AnyArray, gram: AnyArray) -> AnyArray:
+def _improve(
+    solver: Solver, F: AnyArray, numer: AnyArray, gram: AnyArray, penalty: Penalty = NO_PENALTY
+) -> AnyArray:
     if not any(isinstance(x, da.Array) for x in (F, numer, gram)):
-        return improve_block(F, numer, gram, solver)
+        return improve_block(F, numer, gram, solver, penalty)
     F, numer = (_to_dask(x).rechunk({1: -1}) for x in (F, numer))
     blocks, dtype = (F, "ik", numer, "ik"), factor_dtype(F)
-    return _blockwise(improve_block, "ik", *blocks, _whole(gram), None, solver, None, dtype=dtype)
+    more = whole(gram), None, solver, None, penalty, None
+    return blockwise(improve_block, "ik", *blocks, *more, dtype=dtype)
 
 
 def _residual_products(V: DaskArray, W: DaskArray, H: Array) -> DaskArray:
     """The sum over blocks of `partial_residual`: (k + 1, n)."""
     size = {"i": 1, "k": len(H) + 1}
     H_args = (
-        (_whole(H), None) if V.numblocks[1] == 1 else (constant(H).rechunk((-1, V.chunks[1])), "kn")
+        (whole(H), None) if V.numblocks[1] == 1 else (constant(H).rechunk((-1, V.chunks[1])), "kn")
     )
-    return _sum_blocks(
-        _blockwise(partial_residual, "ikn", V, "in", W, "ik", *H_args, adjust_chunks=size)
+    return sum_blocks(
+        blockwise(partial_residual, "ikn", V, "in", W, "ik", *H_args, adjust_chunks=size)
     )
 
 

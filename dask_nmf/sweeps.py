@@ -6,16 +6,15 @@ from dataclasses import replace
 import dask.array as da
 import numpy as np
 
-from dask_nmf.blocks import Grid
 from dask_nmf.checkpoint import Run
 from dask_nmf.descent import after, extrapolate
-from dask_nmf.init import Start
 from dask_nmf.io import Matrix
 from dask_nmf.losses import Frobenius, cancellation, relative
 from dask_nmf.model import directions, first_trust, look_ahead, look_from_start, sample_rows
-from dask_nmf.options import Options
-from dask_nmf.plans import Plan
-from dask_nmf.solvers import LookAhead, Solver
+from dask_nmf.newton import Newton
+from dask_nmf.penalties import Penalties, Penalty
+from dask_nmf.planner import Job
+from dask_nmf.solvers import LookAhead, Solver, half_step
 from dask_nmf.stream import first_pass, products, squared_residual, sweep
 from dask_nmf.types import (
     Ahead,
@@ -32,35 +31,30 @@ from dask_nmf.types import (
 )
 
 
-def look_first(matrix: Matrix, plan: Plan, options: Options, solver: Solver) -> FirstPass:
+def look_first(job: Job, matrix: Matrix) -> FirstPass:
     """The first pass: V's sums, and a sketch of it where "auto" makes a model of that."""
-    V, G, rows = matrix.blocks(plan.grid), None, None
+    options, solver = job.options, job.solver
+    V, G, rows = matrix.blocks(job.plan.grid), None, None
     if isinstance(solver, LookAhead) and solver.model:
         G = directions(V.shape[1], options.rank, options.seed, V.dtype)
         rows = sample_rows(V.shape[0], options.rank, options.seed)
     return first_pass(V, G, rows)
 
 
-def begin(
-    matrix: Matrix,
-    plan: Plan,
-    options: Options,
-    start: Start,
-    solver: Solver,
-    first: FirstPass,
-    once: Once,
-) -> State:
+def begin(job: Job, matrix: Matrix, first: FirstPass, once: Once) -> State:
     """The start, and where that leads on a sketch of V.
 
     On the transpose W is V's H: MU and HALS first need its half-step for H, from a pass.
     """
+    plan, options, start, solver = job.plan, job.options, job.start, job.solver
     V, sums, sketch = matrix.blocks(plan.grid), first.sums, first.sketch
     W, H = start.factors(V, options.rank, sums, options.seed, plan.transposed, once)
     state = State(W, H, passes=plan.passes_before)
     if isinstance(solver, LookAhead):
         state = replace(state, ahead=Ahead(first_trust(sketch, solver.steps), sketch))
         if sketch is not None and start.blind:
-            state = _moved(state, sketch, *look_from_start(sketch, H, sums, options.seed))
+            found = look_from_start(sketch, H, sums, options.seed, job.side_penalties)
+            state = _moved(state, sketch, *found)
     elif plan.transposed:
         made = once("products", Products, lambda: products(matrix.blocks(plan.grid), W))
         state = replace(state, products=made)
@@ -68,24 +62,20 @@ def begin(
 
 
 def next_sweep(
-    state: State,
-    matrix: Matrix,
-    grid: Grid,
-    loss: Frobenius,
-    solver: Solver,
-    sums: Sums,
-    run: Run | None,
-    began: float,
+    job: Job, state: State, matrix: Matrix, sums: Sums, run: Run | None, began: float
 ) -> State:
     """One sweep: W row block by row block, then H from the sums over the blocks.
 
     On the transpose, where H is what is made block by block, the sweep still begins with W, which
     is the small factor there: from the sums that the visit before has left.
     """
+    grid, solver, penalties = job.plan.grid, job.solver, job.side_penalties
+    assert not isinstance(solver, Newton)
+    loss = Frobenius()
     close = cancellation(working_dtype(matrix.dtype))
     residual = state.error < 2 * close
     number = len(state.history) + 1
-    W, old = _next_point(state, solver, sums)
+    W, old = _next_point(state, solver, sums, penalties)
     ahead = state.ahead
     name, target = "", None
     if run is not None:
@@ -98,10 +88,11 @@ def next_sweep(
         again=matrix.blocks(grid) if grid.reads_per_sweep == 2 else None,
         residual=residual,
         target=target,
+        penalty=penalties.W,
         collect=ahead is not None and ahead.sketch is not None and ahead.sketch.rows is None,
     )
     made = seen.products
-    H = old if state.products else _half_step(solver, old, made)
+    H = old if state.products else _half_step(solver, old, made, penalties.H)
     error, passes = loss.error(sums, made, old, H), state.passes + grid.reads_per_sweep
     if not np.isfinite(error):
         raise ValueError(
@@ -119,7 +110,8 @@ def next_sweep(
         error=error,
         seconds=time.perf_counter() - began,
         bytes_read=passes * matrix.nbytes - (passes - 1) * matrix.kept_bytes,
-        kkt=loss.kkt(sums, made, old),
+        kkt=loss.kkt(sums, made, old, penalties.H),
+        objective=loss.objective(error, sums, made, H, penalties),
     )
     found = replace(
         state,
@@ -132,6 +124,8 @@ def next_sweep(
         generation=name,
     )
     better = error <= state.error
+    if penalties:
+        better = (record.objective or 0.0) <= state.objective
     if ahead is not None:
         trust = ahead.trust if old is state.H else after(ahead.trust, better)
         if not better:  # back to the last verified factors; from there a pass can only gain
@@ -143,17 +137,20 @@ def next_sweep(
 
 def _dropped(state: State, found: State) -> State:
     """The factors before a sweep that was no gain; it counts as one that changed nothing."""
-    record = replace(found.history[-1], error=state.error, kkt=state.history[-1].kkt)
+    last = state.history[-1]
+    record = replace(found.history[-1], error=last.error, kkt=last.kkt, objective=last.objective)
     return replace(state, passes=found.passes, history=(*state.history, record))
 
 
-def _next_point(state: State, solver: Solver, sums: Sums) -> tuple[DaskArray, Array]:
+def _next_point(
+    state: State, solver: Solver, sums: Sums, penalties: Penalties
+) -> tuple[DaskArray, Array]:
     """Where the next pass is made: W to improve, and H to improve it at."""
     ahead = state.ahead
     if state.products is not None:
-        return state.W, _half_step(solver, state.H, state.products)
+        return state.W, _half_step(solver, state.H, state.products, penalties.H)
     if ahead is not None and ahead.sketch is not None and ahead.seen is not None:
-        leap = look_ahead(ahead.sketch, ahead.seen, state.H, sums, ahead.trust.steps)
+        leap = look_ahead(ahead.sketch, ahead.seen, state.H, sums, ahead.trust.steps, penalties)
         state = _moved(state, ahead.sketch, *leap)
     elif ahead is not None and ahead.H_before is not None:
         return state.W, extrapolate(state.H, ahead.H_before, ahead.trust.momentum)
@@ -173,7 +170,7 @@ def _moved(state: State, sketch: Sketch, W: Array, H: Array) -> State:
     )
 
 
-def _half_step(solver: Solver, H: Array, made: Products) -> Array:
+def _half_step(solver: Solver, H: Array, made: Products, penalty: Penalty) -> Array:
     """H * (W.T @ V) / ((W.T @ W) @ H), for the MU solver."""
-    improved = solver.improve(H.T, made.WtV.T, made.WtW).T
+    improved = half_step(solver, H.T, made.WtV.T, made.WtW, penalty).T
     return np.ascontiguousarray(improved, dtype=H.dtype)

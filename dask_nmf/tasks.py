@@ -5,20 +5,23 @@ from typing import Any
 import numpy as np
 
 from dask_nmf.blas import single_threaded
+from dask_nmf.penalties import NO_PENALTY, Penalty
 from dask_nmf.retrying import insist
-from dask_nmf.solvers import Solver
+from dask_nmf.solvers import Solver, half_step
 from dask_nmf.types import AnyArray, Array
 
 _GOLDEN = (5**0.5 - 1) / 2  # the parts after the point of its multiples are spread evenly
 _SLAB_BYTES = 2**20  # float64 residuals are formed in slabs of rows of this size, to stay in cache
 
 
-def aligned(x: Array) -> Array:
+def aligned(x: Any) -> Any:
     """x, contiguous and aligned, copied only if it is not.
 
     Arrays that travelled between workers may lie at odd addresses, for which BLAS takes another
     path: the bits would depend on which worker ran the task.
     """
+    if not isinstance(x, np.ndarray):  # sparse
+        return x
     return x if x.flags.forc and x.flags.aligned else x.copy(order="A")
 
 
@@ -50,11 +53,18 @@ def partial_gram(F: Array) -> Any:
 
 
 @single_threaded
-def improve_block(F: Array, numer: Array, gram: Array, solver: Solver) -> Array:
+def improve_block(
+    F: Array, numer: Array, gram: Array, solver: Solver, penalty: Penalty = NO_PENALTY
+) -> Array:
     F, numer, gram = aligned(F), aligned(numer), aligned(gram)
     with np.errstate(over="ignore", invalid="ignore"):  # as in `product`
-        improved: Array = solver.improve(F, numer, gram).astype(factor_dtype(F), copy=False)
-    return improved
+        improved = half_step(solver, F, numer, gram, penalty)
+    return improved.astype(factor_dtype(F), copy=False)
+
+
+def partial_sum(F: Array) -> Array:
+    found: Array = np.asarray(F, np.float64).sum(axis=0)
+    return found[np.newaxis]
 
 
 @single_threaded

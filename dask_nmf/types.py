@@ -46,7 +46,8 @@ class SweepRecord:
     passes : int
         Passes over V so far, with the first one and the start's.
     error : float
-        ||V - W H|| / ||V|| of the factors after this sweep.
+        ||V - W H|| / ||V|| of the factors after this sweep; with other losses the divergence of W H
+        over that of mean(V): the share of the deviance that is left.
     seconds : float
         Since the run began.
     bytes_read : int
@@ -54,6 +55,10 @@ class SweepRecord:
     kkt : float
         How far from stationary: the projected gradient in H where the pass was made, each
         component's over the norm of its column of W, over ||V - W H||. Scale-free; 0 at an optimum.
+    objective : float or None
+        What is minimized: half of ||V - W H||^2, or the divergence, and the penalties.
+    held_out : float or None
+        The error of the entries whose weight is 0; None where there are none.
     """
 
     sweep: int
@@ -62,6 +67,8 @@ class SweepRecord:
     seconds: float
     bytes_read: int
     kkt: float
+    objective: float | None = None
+    held_out: float | None = None
 
 
 Callback = Callable[[SweepRecord], object]
@@ -73,12 +80,18 @@ class Sums:
     """What the first pass finds out about V; all in float64.
 
     mixed : a sum with weights by row and column, which tells when entries change places.
+    minimum : None where nobody asked. own : what a divergence wants of each entry by itself.
+    weight : of all entries; None is one each. hidden : the same of entries whose weight is 0.
     """
 
     total: float
     squares: float
     maximum: float
     mixed: float = 0.0
+    minimum: float | None = None
+    own: float = 0.0
+    weight: float | None = None
+    hidden: "Sums | None" = None
 
 
 @dataclass(frozen=True)
@@ -95,12 +108,15 @@ class Products:
         W.T @ W.
     WtR, residual : (k, n) array and float, or None
         W.T @ R and ||R||^2 with R = V - W @ H, when the pass was asked for them.
+    W_total : float
+        The sum of W, where a penalty needs it.
     """
 
     WtV: Array
     WtW: Array
     WtR: Array | None = None
     residual: float | None = None
+    W_total: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -126,11 +142,25 @@ class Sketch:
 
 
 @dataclass(frozen=True)
+class Sample:
+    """Some rows of V as they are: values (s, n), or data, indices and indptr; and their weights."""
+
+    values: Array
+    indices: Array | None = None
+    indptr: Array | None = None
+    weights: Array | None = None
+
+
+@dataclass(frozen=True)
 class FirstPass:
-    """What the first pass leaves: the sums, and the sketch where a model is made of it."""
+    """What the first pass leaves: the sums, and what a better start is made of.
+
+    sketch : where a model is made of V. sample : where the loss is a divergence.
+    """
 
     sums: Sums
     sketch: Sketch | None = None
+    sample: Sample | None = None
 
 
 @dataclass(frozen=True)
@@ -180,6 +210,20 @@ class Ahead:
 
 
 @dataclass(frozen=True)
+class Next:
+    """Where the next pass is made, for a divergence.
+
+    H : there. safe : where it cannot be worse than now, if H is. before : the last H of a Newton
+    step, to extrapolate from.
+    """
+
+    H: Array
+    safe: Array
+    trust: Trust
+    before: Array | None = None
+
+
+@dataclass(frozen=True)
 class State:
     """The factors between two sweeps.
 
@@ -187,7 +231,8 @@ class State:
     H : (k, n) array of the same dtype. dead : components that have become zero.
     products : of the W at hand, where the sweeps begin with H (on the transpose).
     generation : name of W in the store, "" where it is not stored.
-    ahead : None for solvers that do not look ahead.
+    ahead : None for solvers that do not look ahead. next : for a divergence, whose error at H is
+    known only from a pass made there; H is the one that has been measured.
     """
 
     W: DaskArray
@@ -198,10 +243,16 @@ class State:
     products: Products | None = None
     generation: str = ""
     ahead: Ahead | None = None
+    next: Next | None = None
 
     @property
     def error(self) -> float:
         return self.history[-1].error if self.history else float("inf")
+
+    @property
+    def objective(self) -> float:
+        found = self.history[-1].objective if self.history else None
+        return float("inf") if found is None else found
 
 
 def working_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:

@@ -1,0 +1,332 @@
+"""A visit to one block of V where the loss has no Gram short cut: entry by entry, in slabs.
+
+W @ H is formed for a slab of rows at a time, which stays in cache; of a sparse V, for
+Kullback-Leibler, at the non-zeros only. All in float64.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from scipy.sparse import csr_array, issparse
+
+from dask_nmf.blocks import SLAB
+from dask_nmf.divergences import Beta
+from dask_nmf.newton import Newton, descend, diagonal, pair_count, pair_products
+from dask_nmf.penalties import Penalties, Penalty
+from dask_nmf.solvers import HALS, MU
+from dask_nmf.types import Array
+
+Visitor = MU | HALS | Newton
+
+_PAIRS = 2**20  # products of pairs at a time, for sparse rows
+_TINY = np.finfo(np.float64).tiny
+_ROUNDING = np.finfo(np.float64).eps
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a visit needs to know beside V, W and H.
+
+    mean : of V's entries.
+    """
+
+    loss: Beta
+    solver: Visitor
+    penalties: Penalties
+    mean: float
+
+    @property
+    def floor(self) -> float:
+        """Entries of W @ H are at least this large: as far below V's own scale as rounding."""
+        return max(_ROUNDING * self.mean, _TINY)
+
+    @property
+    def blank(self) -> float:
+        """What stands in for entries without weight: any number that the loss is finite for."""
+        return 0.0 if self.loss.beta > 0 else self.mean
+
+    def on_share(self, share: float) -> "Problem":
+        """The same on a share of V's rows: the penalty on H is for all of them."""
+        return replace(self, penalties=replace(self.penalties, H=self.penalties.H.share(share)))
+
+    @property
+    def second(self) -> bool:
+        """Whether second derivatives are used."""
+        return not isinstance(self.solver, MU)
+
+
+@dataclass(frozen=True)
+class Derivatives:
+    """Of the loss in one factor F (r, k), the other fixed.
+
+    pull, push : (r, k); the gradient is push - pull. bend : (k (k + 1) / 2, r) or None.
+    """
+
+    pull: Array
+    push: Array
+    bend: Array | None = None
+
+
+# ----------------------------------------------------------------------------------- slabs of V
+@dataclass(frozen=True)
+class Dense:
+    """Rows of V, and the weights of their entries; hidden entries (weight 0) are blank in v."""
+
+    v: Array
+    weight: Array | None = None
+
+    def product(self, W: Array, Ht: Array) -> Array:
+        return np.asarray(W @ Ht.T)
+
+    def weighted(self, values: Array) -> Array:
+        return np.asarray(values if self.weight is None else values * self.weight)
+
+    def times(self, values: Array, F: Array) -> Array:
+        """values @ F, (s, p)."""
+        return np.asarray(self.weighted(values) @ F)
+
+    def transposed_times(self, values: Array, F: Array) -> Array:
+        """values.T @ F, (n, p)."""
+        return np.asarray(self.weighted(values).T @ F)
+
+    def distances(self, loss: Beta, x: Array, W: Array, H_sums: Array) -> Array:
+        """The loss of each row."""
+        return np.asarray(self.weighted(loss.distance(self.v, x)).sum(axis=1))
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """The same of sparse rows, for a loss that is linear in x where V is 0."""
+
+    V: Any
+
+    @property
+    def v(self) -> Array:
+        return np.asarray(self.V.data)
+
+    weight = None
+
+    def product(self, W: Array, Ht: Array) -> Array:
+        rows = np.repeat(W, np.diff(self.V.indptr), axis=0)
+        return np.asarray(np.einsum("ij,ij->i", rows, Ht[self.V.indices]))
+
+    def _with(self, values: Array) -> Any:
+        return csr_array((values, self.V.indices, self.V.indptr), shape=self.V.shape)
+
+    def times(self, values: Array, F: Array) -> Array:
+        return np.asarray(self._with(values) @ F)
+
+    def transposed_times(self, values: Array, F: Array) -> Array:
+        return np.asarray(self._with(values).T @ F)
+
+    def distances(self, loss: Beta, x: Array, W: Array, H_sums: Array) -> Array:
+        at_entries = loss.distance(self.v, x) - x
+        of_rows: Array = self._with(at_entries).sum(axis=1)
+        return np.asarray(of_rows + W @ H_sums)
+
+
+Slab = Dense | Sparse
+
+
+def slabs(
+    V_b: Any, weights: Array | None, problem: Problem, rows: int = 0
+) -> Iterator[tuple[slice, Slab]]:
+    """Slabs of rows of a block, and where they lie in it. rows : of each; 0: as fits the cache."""
+    m, n = V_b.shape
+    sparse = issparse(V_b) and problem.loss.linear and weights is None
+    per_row = max(1, V_b.nnz // m if sparse else n)
+    step = rows or max(1, SLAB // per_row)
+    for start in range(0, m, step):
+        part = slice(start, start + step)
+        V_s = V_b[part]
+        if sparse:
+            yield part, Sparse(V_s.astype(np.float64))
+            continue
+        v = (V_s.toarray() if issparse(V_s) else V_s).astype(np.float64)
+        if weights is None:
+            yield part, Dense(v)
+        else:
+            M = weights[part].astype(np.float64)
+            yield part, Dense(np.where(M > 0, v, problem.blank), M)
+
+
+# ---------------------------------------------------------------------------------- half-steps
+def derivatives(slab: Slab, Ht: Array, x: Array, problem: Problem) -> Derivatives:
+    """In the rows of W."""
+    loss, pairs = problem.loss, None
+    pull = slab.times(loss.pull(slab.v, x), Ht)
+    if loss.linear and slab.weight is None:
+        push = np.broadcast_to(Ht.sum(axis=0), pull.shape)
+    else:
+        push = slab.times(loss.push(x), Ht)
+    if problem.second:
+        pairs = np.ascontiguousarray(slab.times(loss.curvature(slab.v, x), pair_products(Ht)).T)
+    return Derivatives(pull, push, pairs)
+
+
+def step(F: Array, at: Derivatives, problem: Problem, penalty: Penalty) -> Array:
+    """F after one step from its derivatives."""
+    if at.bend is None:
+        return multiplied(F, at, problem, penalty)
+    solver, exact = problem.solver, problem.loss.beta == 2
+    bend = at.bend
+    if penalty.l2:
+        bend = bend.copy()
+        bend[_own_pairs(F.shape[1])] += penalty.l2
+    slope = at.push - at.pull + penalty.slope(F)
+    if isinstance(solver, HALS):
+        return descend(F, slope, bend, 0.0, solver.inner)
+    assert isinstance(solver, Newton)
+    return descend(F, slope, bend, 0.0 if exact else solver.least * F, solver.sweeps)
+
+
+def multiplied(F: Array, at: Derivatives, problem: Problem, penalty: Penalty) -> Array:
+    """F * (pull / (push + l1 + l2 F)) ** exponent: never a rise of the loss.
+
+    Source: Févotte and Idier 2011, section 4.1.
+    """
+    denom = np.maximum(at.push + penalty.slope(F), _TINY)
+    quotient = at.pull / denom
+    if problem.loss.exponent != 1:
+        quotient **= problem.loss.exponent
+    return np.asarray(F * quotient)
+
+
+def _own_pairs(k: int) -> Array:
+    return np.cumsum([0, *range(k, 1, -1)])
+
+
+def improve_rows(V_b: Any, weights: Array | None, W_b: Array, H: Array, problem: Problem) -> Array:
+    """W_b after the half-step at H; rows that have no weight at all are 0."""
+    Ht = np.ascontiguousarray(H.T, dtype=np.float64)
+    H_sums, penalty = Ht.sum(axis=0), problem.penalties.W
+    improved = np.empty(W_b.shape)
+    for part, slab in slabs(V_b, weights, problem):
+        W = W_b[part].astype(np.float64)
+        improved[part] = _improved(slab, W, Ht, H_sums, problem, penalty)
+        if slab.weight is not None:
+            improved[part][~slab.weight.any(axis=1)] = 0.0
+    return improved
+
+
+def _improved(
+    slab: Slab, W: Array, Ht: Array, H_sums: Array, problem: Problem, penalty: Penalty
+) -> Array:
+    solver, loss = problem.solver, problem.loss
+    exact = problem.second and loss.beta == 2
+    x = np.maximum(slab.product(W, Ht), problem.floor)
+    value = None
+    for _ in range(1 if exact else solver.inner):
+        at = derivatives(slab, Ht, x, problem)
+        W_next = step(W, at, problem, penalty)
+        x_next = np.maximum(slab.product(W_next, Ht), problem.floor)
+        if problem.second and not exact:
+            if value is None:
+                value = _row_values(slab, x, W, H_sums, loss, penalty)
+            value_next = _row_values(slab, x_next, W_next, H_sums, loss, penalty)
+            rose = ~(value_next <= value)
+            if rose.any():
+                W_next = np.where(rose[:, None], multiplied(W, at, problem, penalty), W_next)
+                x_next = np.maximum(slab.product(W_next, Ht), problem.floor)
+                value_next = _row_values(slab, x_next, W_next, H_sums, loss, penalty)
+            value = value_next
+        W, x = W_next, x_next
+    return W
+
+
+def _row_values(
+    slab: Slab, x: Array, W: Array, H_sums: Array, loss: Beta, penalty: Penalty
+) -> Array:
+    found = slab.distances(loss, x, W, H_sums)
+    if penalty:
+        found = found + penalty.l1 * W.sum(axis=1) + penalty.l2 / 2 * (W**2).sum(axis=1)
+    return found
+
+
+# ----------------------------------------------------------------------------- sums over the rows
+def sum_rows(k: int, problem: Problem) -> int:
+    """Rows of what `column_sums` gives."""
+    return 3 + 2 * k + (pair_count(k) if problem.second else 0)
+
+
+def column_sums(V_b: Any, weights: Array | None, W_b: Array, H: Array, problem: Problem) -> Array:
+    """What a block adds to H's half-step: (3 + 2 k (+ k (k + 1) / 2), n).
+
+    Row by row: the loss, the penalty on W, the loss of hidden entries (each anywhere in its row);
+    pull, push and bend.
+    """
+    k, n = H.shape
+    loss, penalty = problem.loss, problem.penalties.W
+    Ht = np.ascontiguousarray(H.T, dtype=np.float64)
+    H_sums, W_all = Ht.sum(axis=0), W_b.astype(np.float64)
+    out = np.zeros((sum_rows(k, problem), n))
+    out[1, 0] = penalty.value(float(W_all.sum()), float(np.vdot(W_all, W_all)))
+    pull, push, bend = out[3 : 3 + k].T, out[3 + k : 3 + 2 * k].T, out[3 + 2 * k :].T
+    ones = loss.linear and weights is None
+    if ones:
+        push += W_all.sum(axis=0)
+    # Of sparse rows each slab costs a matrix (n, p), too: few of them then.
+    rows = max(1, _PAIRS // bend.shape[1]) if ones and issparse(V_b) and problem.second else 0
+    for part, slab in slabs(V_b, weights, problem, rows):
+        W = W_all[part]
+        x = np.maximum(slab.product(W, Ht), problem.floor)
+        out[0, 0] += slab.distances(loss, x, W, H_sums).sum()
+        pull += slab.transposed_times(loss.pull(slab.v, x), W)
+        if not ones:
+            push += slab.transposed_times(loss.push(x), W)
+        if problem.second:
+            bend += slab.transposed_times(loss.curvature(slab.v, x), pair_products(W))
+        if weights is not None:
+            out[2, 0] += _hidden(V_b[part], weights[part], x, loss)
+    return out
+
+
+def _hidden(V_s: Any, M: Array, x: Array, loss: Beta) -> float:
+    """The loss of entries that are there and have no weight."""
+    v = (V_s.toarray() if issparse(V_s) else V_s).astype(np.float64)
+    held = (M == 0) & hidden_values(v)
+    with np.errstate(all="ignore"):  # they may be anything
+        return float(loss.distance(v[held], x[held]).sum())
+
+
+def hidden_values(v: Array) -> Array:
+    """Which entries could be entries of V."""
+    return np.isfinite(v) & (v >= 0)
+
+
+@dataclass(frozen=True)
+class Visited:
+    """What a pass at H found: the loss, its parts, and the derivatives in H.T."""
+
+    loss: float
+    penalty: float
+    hidden: float
+    at: Derivatives
+
+
+def visited(sums: Array, k: int, problem: Problem) -> Visited:
+    """`column_sums`, summed over the blocks, taken apart."""
+    bend = sums[3 + 2 * k :] if problem.second else None
+    at = Derivatives(sums[3 : 3 + k].T, sums[3 + k : 3 + 2 * k].T, bend)
+    loss, penalty, hidden = (float(row.sum()) for row in sums[:3])
+    return Visited(loss, penalty, hidden, at)
+
+
+def kkt(H: Array, found: Visited, problem: Problem) -> float:
+    """How much the entries of H, each alone, could still take from the loss, over the loss; a root.
+
+    By the quadratic model of each where there are second derivatives, else by the one whose minimum
+    is the multiplicative step; with Frobenius it is what `Frobenius.kkt` is.
+    """
+    at, penalty, F = found.at, problem.penalties.H, H.T.astype(np.float64)
+    slope = at.push - at.pull + penalty.slope(F)
+    if at.bend is None:
+        bend = (at.push + penalty.slope(F)) / np.maximum(F, _TINY)
+    else:
+        bend = diagonal(at.bend, F.shape[1]) + penalty.l2
+    live = bend > _TINY
+    move = np.maximum(np.where(live, -slope / np.where(live, bend, 1.0), 0.0), -F)
+    gain = -(slope * move + bend * move**2 / 2).sum()
+    return float(np.sqrt(max(gain, 0.0) / found.loss)) if found.loss > 0 else 0.0

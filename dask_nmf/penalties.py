@@ -1,0 +1,73 @@
+"""L1 and L2 penalties on the factors, with scikit-learn's scaling."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dask_nmf.types import Array
+
+
+@dataclass(frozen=True)
+class Penalty:
+    """l1 * sum(F) + l2 / 2 * sum(F**2) of a non-negative factor F."""
+
+    l1: float = 0.0
+    l2: float = 0.0
+
+    def __bool__(self) -> bool:
+        return bool(self.l1 or self.l2)
+
+    def value(self, total: float, squares: float) -> float:
+        """From the sum of F and of its squares."""
+        return self.l1 * total + self.l2 / 2 * squares
+
+    def share(self, part: float) -> "Penalty":
+        """That of a part of the rows, beside a loss of all."""
+        return Penalty(part * self.l1, part * self.l2)
+
+    def slope(self, F: Array) -> Array | float:
+        """Its gradient at F."""
+        return self.l1 + self.l2 * F if self.l2 else self.l1
+
+    def quadratic(self, numer: Array, gram: Array) -> tuple[Array, Array]:
+        """What min ||F A - B||^2 / 2 has as B A' and A A', with the penalty in them."""
+        if not self:
+            return numer, gram
+        return numer - self.l1, gram + self.l2 * np.eye(len(gram))
+
+
+NO_PENALTY = Penalty()
+
+
+@dataclass(frozen=True)
+class Penalties:
+    """Of W, and of H."""
+
+    W: Penalty = NO_PENALTY
+    H: Penalty = NO_PENALTY
+
+    def __bool__(self) -> bool:
+        return bool(self.W or self.H)
+
+    @property
+    def T(self) -> "Penalties":
+        """Those of V.T = H.T @ W.T."""
+        return Penalties(self.H, self.W)
+
+
+def scaled(
+    shape: tuple[int, int], alpha_W: float, alpha_H: float | str, l1_ratio: float
+) -> Penalties:
+    """scikit-learn's: alpha_W times n on W and alpha_H times m on H, split by l1_ratio.
+
+    So that the penalties keep their weight beside a loss which is a sum over m n entries.
+    """
+    m, n = shape
+    of_W, of_H = n * alpha_W, m * (alpha_W if alpha_H == "same" else float(alpha_H))
+    return Penalties(
+        Penalty(of_W * l1_ratio, of_W * (1 - l1_ratio)),
+        Penalty(of_H * l1_ratio, of_H * (1 - l1_ratio)),
+    )
+
+
+NO_PENALTIES = Penalties()
