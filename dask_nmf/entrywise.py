@@ -6,6 +6,7 @@ Kullback-Leibler, at the non-zeros only. All in float64.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from dask_nmf.types import Array
 Visitor = MU | HALS | Newton
 
 _PAIRS = 2**20  # products of pairs at a time, for sparse rows
+_GATHERED = 2**16  # numbers of W, and of H, at a time
 _TINY = np.finfo(np.float64).tiny
 _ROUNDING = np.finfo(np.float64).eps
 
@@ -69,6 +71,20 @@ class Derivatives:
     bend: Array | None = None
 
 
+@dataclass(frozen=True)
+class Fixed:
+    """The factor that stays, H.T (n, k): the sums of its columns, and products of its pairs."""
+
+    Ht: Array
+    sums: Array
+    pairs: Array | None
+
+
+def fixed(H: Array, second: bool) -> Fixed:
+    Ht = np.ascontiguousarray(H.T, dtype=np.float64)
+    return Fixed(Ht, Ht.sum(axis=0), pair_products(Ht) if second else None)
+
+
 # ----------------------------------------------------------------------------------- slabs of V
 @dataclass(frozen=True)
 class Dense:
@@ -91,6 +107,10 @@ class Dense:
         """values.T @ F, (n, p)."""
         return np.asarray(self.weighted(values).T @ F)
 
+    def pair_sums(self, values: Array, W: Array) -> Array:
+        """values.T @ the products of pairs of W's columns, (n, p)."""
+        return self.transposed_times(values, pair_products(W))
+
     def distances(self, loss: Beta, x: Array, W: Array, H_sums: Array) -> Array:
         """The loss of each row."""
         return np.asarray(self.weighted(loss.distance(self.v, x)).sum(axis=1))
@@ -102,15 +122,29 @@ class Sparse:
 
     V: Any
 
-    @property
-    def v(self) -> Array:
-        return np.asarray(self.V.data)
-
     weight = None
 
+    @cached_property
+    def v(self) -> Array:
+        return np.asarray(self.V.data, dtype=np.float64)
+
+    @cached_property
+    def rows(self) -> Array:
+        """Of the entries."""
+        return np.repeat(np.arange(self.V.shape[0]), np.diff(self.V.indptr))
+
     def product(self, W: Array, Ht: Array) -> Array:
-        rows = np.repeat(W, np.diff(self.V.indptr), axis=0)
-        return np.asarray(np.einsum("ij,ij->i", rows, Ht[self.V.indices]))
+        """W @ H at the entries, by pieces that stay in cache."""
+        k = W.shape[1]
+        size, piece = self.V.nnz, max(1, min(self.V.nnz, _GATHERED // k))
+        of_W, of_H, x = np.empty((piece, k)), np.empty((piece, k)), np.empty(size)
+        for start in range(0, size, piece):
+            part = slice(start, min(start + piece, size))
+            w, h = of_W[: part.stop - start], of_H[: part.stop - start]
+            np.take(W, self.rows[part], axis=0, out=w, mode="clip")
+            np.take(Ht, self.V.indices[part], axis=0, out=h, mode="clip")
+            np.einsum("ij,ij->i", w, h, out=x[part])
+        return x
 
     def _with(self, values: Array) -> Any:
         return csr_array((values, self.V.indices, self.V.indptr), shape=self.V.shape)
@@ -120,6 +154,14 @@ class Sparse:
 
     def transposed_times(self, values: Array, F: Array) -> Array:
         return np.asarray(self._with(values).T @ F)
+
+    def pair_sums(self, values: Array, W: Array) -> Array:
+        V, found = self._with(values), np.zeros((self.V.shape[1], pair_count(W.shape[1])))
+        step = max(1, _PAIRS // found.shape[1])
+        for start in range(0, len(W), step):
+            part = slice(start, start + step)
+            found += V[part].T @ pair_products(W[part])
+        return found
 
     def distances(self, loss: Beta, x: Array, W: Array, H_sums: Array) -> Array:
         at_entries = loss.distance(self.v, x) - x
@@ -142,7 +184,7 @@ def slabs(
         part = slice(start, start + step)
         V_s = V_b[part]
         if sparse:
-            yield part, Sparse(V_s.astype(np.float64))
+            yield part, Sparse(V_s)
             continue
         v = (V_s.toarray() if issparse(V_s) else V_s).astype(np.float64)
         if weights is None:
@@ -153,17 +195,17 @@ def slabs(
 
 
 # ---------------------------------------------------------------------------------- half-steps
-def derivatives(slab: Slab, Ht: Array, x: Array, problem: Problem) -> Derivatives:
+def derivatives(slab: Slab, other: Fixed, x: Array, problem: Problem) -> Derivatives:
     """In the rows of W."""
-    loss, pairs = problem.loss, None
-    pull = slab.times(loss.pull(slab.v, x), Ht)
+    loss, bend = problem.loss, None
+    pull = slab.times(loss.pull(slab.v, x), other.Ht)
     if loss.linear and slab.weight is None:
-        push = np.broadcast_to(Ht.sum(axis=0), pull.shape)
+        push = np.broadcast_to(other.sums, pull.shape)
     else:
-        push = slab.times(loss.push(x), Ht)
-    if problem.second:
-        pairs = np.ascontiguousarray(slab.times(loss.curvature(slab.v, x), pair_products(Ht)).T)
-    return Derivatives(pull, push, pairs)
+        push = slab.times(loss.push(x), other.Ht)
+    if other.pairs is not None:
+        bend = np.ascontiguousarray(slab.times(loss.curvature(slab.v, x), other.pairs).T)
+    return Derivatives(pull, push, bend)
 
 
 def step(F: Array, at: Derivatives, problem: Problem, penalty: Penalty) -> Array:
@@ -200,46 +242,45 @@ def _own_pairs(k: int) -> Array:
 
 def improve_rows(V_b: Any, weights: Array | None, W_b: Array, H: Array, problem: Problem) -> Array:
     """W_b after the half-step at H; rows that have no weight at all are 0."""
-    Ht = np.ascontiguousarray(H.T, dtype=np.float64)
-    H_sums, penalty = Ht.sum(axis=0), problem.penalties.W
-    improved = np.empty(W_b.shape)
+    other, improved = fixed(H, problem.second), np.empty(W_b.shape)
     for part, slab in slabs(V_b, weights, problem):
-        W = W_b[part].astype(np.float64)
-        improved[part] = _improved(slab, W, Ht, H_sums, problem, penalty)
+        improved[part] = _improved(slab, W_b[part].astype(np.float64), other, problem)
         if slab.weight is not None:
             improved[part][~slab.weight.any(axis=1)] = 0.0
     return improved
 
 
-def _improved(
-    slab: Slab, W: Array, Ht: Array, H_sums: Array, problem: Problem, penalty: Penalty
-) -> Array:
-    solver, loss = problem.solver, problem.loss
-    exact = problem.second and loss.beta == 2
-    x = np.maximum(slab.product(W, Ht), problem.floor)
-    value = None
+def _improved(slab: Slab, W: Array, other: Fixed, problem: Problem) -> Array:
+    solver, penalty = problem.solver, problem.penalties.W
+    exact = problem.second and problem.loss.beta == 2
+    guarded, x, value = problem.second and not exact, None, None
     for _ in range(1 if exact else solver.inner):
-        at = derivatives(slab, Ht, x, problem)
+        x = _product(slab, W, other, problem) if x is None else x
+        at = derivatives(slab, other, x, problem)
         W_next = step(W, at, problem, penalty)
-        x_next = np.maximum(slab.product(W_next, Ht), problem.floor)
-        if problem.second and not exact:
-            if value is None:
-                value = _row_values(slab, x, W, H_sums, loss, penalty)
-            value_next = _row_values(slab, x_next, W_next, H_sums, loss, penalty)
-            rose = ~(value_next <= value)
-            if rose.any():
-                W_next = np.where(rose[:, None], multiplied(W, at, problem, penalty), W_next)
-                x_next = np.maximum(slab.product(W_next, Ht), problem.floor)
-                value_next = _row_values(slab, x_next, W_next, H_sums, loss, penalty)
-            value = value_next
-        W, x = W_next, x_next
+        if not guarded:
+            W, x = W_next, None
+            continue
+        if value is None:
+            value = _row_values(slab, x, W, other, problem)
+        x = _product(slab, W_next, other, problem)
+        value_next = _row_values(slab, x, W_next, other, problem)
+        rose = ~(value_next <= value)
+        if rose.any():
+            W_next = np.where(rose[:, None], multiplied(W, at, problem, penalty), W_next)
+            x = _product(slab, W_next, other, problem)
+            value_next = _row_values(slab, x, W_next, other, problem)
+        W, value = W_next, value_next
     return W
 
 
-def _row_values(
-    slab: Slab, x: Array, W: Array, H_sums: Array, loss: Beta, penalty: Penalty
-) -> Array:
-    found = slab.distances(loss, x, W, H_sums)
+def _product(slab: Slab, W: Array, other: Fixed, problem: Problem) -> Array:
+    x = slab.product(W, other.Ht)
+    return np.maximum(x, problem.floor, out=x)
+
+
+def _row_values(slab: Slab, x: Array, W: Array, other: Fixed, problem: Problem) -> Array:
+    penalty, found = problem.penalties.W, slab.distances(problem.loss, x, W, other.sums)
     if penalty:
         found = found + penalty.l1 * W.sum(axis=1) + penalty.l2 / 2 * (W**2).sum(axis=1)
     return found
@@ -259,25 +300,24 @@ def column_sums(V_b: Any, weights: Array | None, W_b: Array, H: Array, problem: 
     """
     k, n = H.shape
     loss, penalty = problem.loss, problem.penalties.W
-    Ht = np.ascontiguousarray(H.T, dtype=np.float64)
-    H_sums, W_all = Ht.sum(axis=0), W_b.astype(np.float64)
+    other, W_all = fixed(H, False), W_b.astype(np.float64)
     out = np.zeros((sum_rows(k, problem), n))
     out[1, 0] = penalty.value(float(W_all.sum()), float(np.vdot(W_all, W_all)))
     pull, push, bend = out[3 : 3 + k].T, out[3 + k : 3 + 2 * k].T, out[3 + 2 * k :].T
     ones = loss.linear and weights is None
     if ones:
         push += W_all.sum(axis=0)
-    # Of sparse rows each slab costs a matrix (n, p), too: few of them then.
-    rows = max(1, _PAIRS // bend.shape[1]) if ones and issparse(V_b) and problem.second else 0
+    # Sparse rows give a matrix (n, k) as dense ones do, and take little room: all at once.
+    rows = len(W_all) if ones and issparse(V_b) else 0
     for part, slab in slabs(V_b, weights, problem, rows):
         W = W_all[part]
-        x = np.maximum(slab.product(W, Ht), problem.floor)
-        out[0, 0] += slab.distances(loss, x, W, H_sums).sum()
+        x = _product(slab, W, other, problem)
+        out[0, 0] += slab.distances(loss, x, W, other.sums).sum()
         pull += slab.transposed_times(loss.pull(slab.v, x), W)
         if not ones:
             push += slab.transposed_times(loss.push(x), W)
         if problem.second:
-            bend += slab.transposed_times(loss.curvature(slab.v, x), pair_products(W))
+            bend += slab.pair_sums(loss.curvature(slab.v, x), W)
         if weights is not None:
             out[2, 0] += _hidden(V_b[part], weights[part], x, loss)
     return out
@@ -323,10 +363,11 @@ def kkt(H: Array, found: Visited, problem: Problem) -> float:
     at, penalty, F = found.at, problem.penalties.H, H.T.astype(np.float64)
     slope = at.push - at.pull + penalty.slope(F)
     if at.bend is None:
-        bend = (at.push + penalty.slope(F)) / np.maximum(F, _TINY)
+        with np.errstate(over="ignore"):
+            bend = (at.push + penalty.slope(F)) / np.maximum(F, _TINY)
     else:
         bend = diagonal(at.bend, F.shape[1]) + penalty.l2
-    live = bend > _TINY
+    live = bend > _ROUNDING**2 * bend.max(initial=0.0)
     move = np.maximum(np.where(live, -slope / np.where(live, bend, 1.0), 0.0), -F)
     gain = -(slope * move + bend * move**2 / 2).sum()
     return float(np.sqrt(max(gain, 0.0) / found.loss)) if found.loss > 0 else 0.0

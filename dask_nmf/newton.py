@@ -51,6 +51,8 @@ class Newton:
             raise ValueError(f"least must be above 0 and below 1, got {self.least!r}")
 
 
+_ROUNDING = 1e-24  # of second derivatives: what is so much smaller is what is left of zero
+
 AnySolver = Solver | Newton
 
 
@@ -92,15 +94,17 @@ def descend(F: Array, slope: Array, bend: Array, least: Array | float, sweeps: i
     Ft, slope_t = np.ascontiguousarray(F.T), np.ascontiguousarray(slope.T)
     low = np.broadcast_to(np.asarray(least).T, Ft.shape)
     moved = np.zeros_like(Ft)
-    tiny = np.finfo(np.float64).tiny
+    own = diagonal(bend, k).T
+    flat = own <= _ROUNDING * own.max(axis=0)
+    steep = np.where(flat, 1.0, own)
+    some_flat = flat.any(axis=1)
     for _ in range(sweeps):
         for j in range(k):
             row = bend[number[j]]  # (k, r)
             rest = slope_t[j] + np.einsum("ir,ir->r", row, moved)
-            flat = row[j] <= tiny
-            to = Ft[j] + moved[j] - rest / np.where(flat, 1.0, row[j])
-            if flat.any():
-                to = np.where(flat, np.where(rest > 0, low[j], Ft[j] + moved[j]), to)
+            to = Ft[j] + moved[j] - rest / steep[j]
+            if some_flat[j]:
+                to = np.where(flat[j], np.where(rest > 0, low[j], Ft[j] + moved[j]), to)
             moved[j] = np.maximum(low[j], to) - Ft[j]
     return np.ascontiguousarray((Ft + moved).T)
 
