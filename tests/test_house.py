@@ -18,7 +18,8 @@ PACKAGE = ROOT / "dask_nmf"
 ORDER = (
     "types errors blas options scheduler watch limits blocks retrying layout reader solvers losses "
     "descent model stopping tasks stream io survey init plans advice planner result fingerprint "
-    "packing commits checkpoint output rechunking resume sweeps loop driver cli"
+    "packing commits checkpoint output rechunking sorting sources matrixmarket "
+    "files converting resume sweeps loop driver cli"
 )
 
 
