@@ -26,10 +26,10 @@ from dask_nmf.types import Array
 _KEY = "dask_nmf_convert"  # marks a copy that is not finished; what AnnData asks for comes last
 _CHUNK = 2**19  # numbers: 2 or 4 MiB decoded
 _CODECS: list[Any] = [BloscCodec(cname="lz4", shuffle="shuffle"), Crc32cCodec()]
-_FIXED = BASE_BYTES + 3 * 2**25  # and the libraries that read, and three chunks being filled
+_FIXED = BASE_BYTES + 2**26  # and the libraries that read, and three chunks being filled
 _PER_ENTRY = 128  # bytes of an entry while it is parsed or sorted
 _MOST = 2**20, 2**22  # entries of a piece, and sorted at once: more is not faster
-_LEAST = 2**8
+_LEAST = 2**17  # entries at once: with fewer it would take ages
 
 logger = logging.getLogger("dask_nmf")
 

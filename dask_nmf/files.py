@@ -157,6 +157,7 @@ def _h5ad(path: str, layer: str | None = None) -> Source:
 
 
 # ---------------------------------------------------------------------------- Parquet
+_ARROW = 2**26  # bytes of pyarrow, and of what it decodes of a row group
 _LONG = (("row",), ("col", "column"), ("value", "data"))
 
 
@@ -192,14 +193,14 @@ def _parquet(path: str) -> Source:
     long = [next((x for x in names if x in allowed), "") for allowed in _LONG]
     if set(long) == set(names):
         sizes = np.zeros(2, np.int64)
-        for pair in batches(2**20, long[:2]):
+        for pair in batches(2**16, long[:2]):
             ends = [np.nan_to_num(x, posinf=0).max(initial=-1) + 1 for x in pair]
             sizes = np.maximum(sizes, np.array(ends, np.int64))
 
         def triples(at_once: int) -> Iterator[Piece]:
             return ((x[0], x[1], x[2]) for x in batches(at_once, long))
 
-        return Source((int(sizes[0]), int(sizes[1])), types[long[2]], m, False, triples)
+        return Source((int(sizes[0]), int(sizes[1])), types[long[2]], m, False, triples, _ARROW)
 
     def pieces(at_once: int) -> Iterator[Piece]:
         top = 0
@@ -210,7 +211,7 @@ def _parquet(path: str) -> Source:
             top += len(slab)
 
     dtype = np.result_type(*types.values()) if names else np.dtype(np.float64)
-    return Source((m, len(names)), dtype, m * len(names), True, pieces)
+    return Source((m, len(names)), dtype, m * len(names), True, pieces, _ARROW)
 
 
 _OPENERS: dict[str, Callable[[str], Source]] = {

@@ -26,7 +26,8 @@ SMALL = 40_000  # bytes: about 300 entries at once
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that weighs nothing, and chunks that a small matrix fills."""
-    monkeypatch.setattr(converting, "_FIXED", 0)
+    for name, small in (("converting._FIXED", 0), ("converting._LEAST", 256), ("files._ARROW", 0)):
+        monkeypatch.setattr(f"dask_nmf.{name}", small)
     monkeypatch.setattr(converting, "_CHUNK", 64)
 
 
