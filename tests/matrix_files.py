@@ -25,7 +25,7 @@ def counts(dtype: str = "f4", density: float = 0.4, seed: int = 0) -> Any:
     return sparse.csr_array(V.astype(dtype))
 
 
-def read(out: Path) -> Any:
+def read(out: Path | str) -> Any:
     """The group as scipy takes it, after a look at its form."""
     group: Any = zarr.open_group(out, mode="r")
     assert set(group) == {"data", "indices", "indptr"}

@@ -18,6 +18,7 @@ import dask_nmf
 from dask_nmf import converting
 from dask_nmf.cli import BAD_INPUT, main
 from dask_nmf.converting import convert
+from tests import s3
 from tests.matrix_files import FILES, counts, h5ad, parquet, plain, read, same
 
 SMALL = 40_000  # bytes: about 300 entries at once
@@ -167,6 +168,10 @@ def test_bad_files(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"no such thing")
         with pytest.raises(ValueError, match="source: "):
             convert(tmp_path / name, out)
+    text = gzip.compress(b"%%MatrixMarket matrix coordinate real general\n3 2 1\n1 1 1\n")
+    (tmp_path / "V.mtx.gz").write_bytes(text[:-9])
+    with pytest.raises(ValueError, match=r"V.mtx.gz' is damaged: Compressed file ended"):
+        convert(tmp_path / "V.mtx.gz", out)
     parquet(tmp_path / "V.parquet", {"a": np.ones(3), "b": np.array(["x", "y", "z"])})
     with pytest.raises(TypeError, match="column 'b' of .* holds string, not real numbers"):
         convert(tmp_path / "V.parquet", out)
@@ -219,6 +224,20 @@ def test_what_is_there_already(tmp_path: Path) -> None:
         with pytest.raises(FileExistsError, match="holds something else: choose another path"):
             convert(path, tmp_path / name, overwrite=True)
         assert (tmp_path / name).exists()
+
+
+def test_to_a_bucket(tmp_path: Path, bucket: s3.Bucket) -> None:
+    for kind in ("csr", "mtx"):
+        FILES[kind][1](tmp_path / FILES[kind][0], counts())
+        convert(tmp_path / FILES[kind][0], s3.url("out.zarr"), memory=SMALL, overwrite=True)
+        assert same(read(s3.url("out.zarr")), counts())
+    V = counts()
+    V.data[500] = -1  # after some of it has been written
+    sparse.save_npz(tmp_path / "V.npz", V)
+    with pytest.raises(ValueError, match="holds -1.0"):
+        convert(tmp_path / "V.npz", s3.url("other.zarr"), memory=SMALL)
+    assert bucket.names("out.zarr")
+    assert not bucket.names("other.zarr")
 
 
 KILLED = """
