@@ -18,6 +18,7 @@ import dask_nmf
 from dask_nmf import converting
 from dask_nmf.cli import BAD_INPUT, main
 from dask_nmf.converting import convert
+from dask_nmf.sorting import in_order
 from tests import s3
 from tests.matrix_files import FILES, counts, h5ad, parquet, plain, read, same
 
@@ -85,6 +86,16 @@ def test_entries_all_in_one_place(tmp_path: Path) -> None:
     convert(tmp_path / "V.mtx", tmp_path / "out.zarr", memory=SMALL)
     found = read(tmp_path / "out.zarr")
     assert (found.nnz, found[8, 7], found[899, 799]) == (2, 15_000, 1)
+
+
+def test_no_run_is_larger_than_allowed(tmp_path: Path) -> None:
+    keys = np.random.default_rng(0).integers(0, 10_000, 5_000)  # all in one bucket of the first cut
+    pieces = [(part, np.ones(len(part))) for part in np.split(keys, 20)]
+    runs = [*in_order(pieces, (0, 10**9), 5_000, 300, str(tmp_path))]
+    assert max(len(run[0]) for run in runs) <= 300
+    expected = np.unique(keys, return_counts=True)
+    assert np.array_equal(np.concatenate([run[0] for run in runs]), expected[0])
+    assert np.array_equal(np.concatenate([run[1] for run in runs]), expected[1])
 
 
 def test_zeros_are_not_entries(tmp_path: Path) -> None:
