@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dask_nmf import oracle
+    from dask_nmf.converting import convert
     from dask_nmf.driver import factorize
     from dask_nmf.errors import (
         ClusterLost,
@@ -53,6 +54,7 @@ _HOME = {
     "Status": "stopping",
     "StorageFailed": "errors",
     "SweepRecord": "types",
+    "convert": "converting",
     "factorize": "driver",
     "open_result": "output",
     "oracle": "oracle",
@@ -78,6 +80,7 @@ __all__ = [
     "Status",
     "StorageFailed",
     "SweepRecord",
+    "convert",
     "factorize",
     "open_result",
     "oracle",

@@ -1,4 +1,4 @@
-"""The command line: ``dask-nmf plan``, ``fit``, ``show`` and ``rechunk``; --help for each."""
+"""The command line: ``dask-nmf fit``, ``plan``, ``show``, ``rechunk``, ``convert``; with --help."""
 
 import argparse
 import json
@@ -12,6 +12,8 @@ import dask
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from dask_nmf.converting import convert
+from dask_nmf.converting import describe as describe_csr
 from dask_nmf.driver import factorize
 from dask_nmf.errors import RunStopped
 from dask_nmf.output import open_result
@@ -98,6 +100,12 @@ def _rechunk(arguments: argparse.Namespace) -> int:
     with _scheduler(arguments.scheduler):
         copy = rechunk(arguments.V, arguments.out, chunks=chunks, **options)
     print(describe_copy(copy))
+    return DONE
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    options = {name: getattr(arguments, name) for name in ("memory", "overwrite", "layer")}
+    print(describe_csr(convert(arguments.source, arguments.out, **options)))
     return DONE
 
 
@@ -194,6 +202,14 @@ def _parser() -> argparse.ArgumentParser:
     copy.add_argument("--chunks", type=int, nargs=2, metavar=("ROWS", "COLUMNS"))
     copy.add_argument("--codec", default="lz4", help="lz4, zstd or none; with a checksum")
     _where(copy)
+
+    sparse = commands.add_parser("convert", help="copy a sparse matrix from a file to zarr")
+    sparse.set_defaults(run=_convert, quiet=False)
+    sparse.add_argument("source", help=".mtx, .mtx.gz, .npz, .h5ad or .parquet file")
+    sparse.add_argument("out", help="path or URL of the CSR group, as AnnData lays it out")
+    sparse.add_argument("--memory", help="limit for this process, such as 2GiB")
+    sparse.add_argument("--layer", help="of an .h5ad file: this layer rather than X")
+    sparse.add_argument("--overwrite", action="store_true", help="replace another CSR group")
 
     show = commands.add_parser("show", help="print what a results group holds")
     show.set_defaults(run=_show, quiet=False)

@@ -19,7 +19,7 @@ ORDER = (
     "types errors blas options scheduler watch limits blocks retrying layout reader penalties "
     "divergences solvers newton losses entrywise descent model stopping tasks stream io survey "
     "init plans advice planner looking result fingerprint packing commits checkpoint output "
-    "rechunking resume sweeps visits loop driver cli"
+    "rechunking sorting sources matrixmarket files converting resume sweeps visits loop driver cli"
 )
 
 
