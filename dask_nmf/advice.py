@@ -29,7 +29,8 @@ def advise(plan: Plan, geometry: Geometry, matrix: Matrix, cores: int) -> Iterat
     """Each piece of advice, the most useful first; `geometry` is that of V, with all threads."""
     yield from _more_memory(plan, geometry)
     if matrix.stored:
-        yield from _other_chunks(plan, geometry, matrix)
+        if not matrix.sparse:
+            yield from _other_chunks(plan, geometry, matrix)
         yield from _other_codec(plan)
     if plan.blocks > MAX_BLOCKS:
         yield (
@@ -64,7 +65,7 @@ def _more_memory(plan: Plan, geometry: Geometry) -> Iterator[str]:
         )
     if 0 < plan.kept_blocks < plan.blocks:
         all_of_it = plan.peak_bytes + (plan.blocks - plan.kept_blocks) * (
-            plan.block[0] * plan.block[1] * geometry.itemsize // plan.processes
+            geometry.block_bytes(*plan.block[:: -1 if plan.transposed else 1]) // plan.processes
         )
         needs = format_bytes(int(all_of_it / 0.9))
         yield f"with memory= of {needs} all of V would be read only once"

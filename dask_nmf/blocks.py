@@ -83,6 +83,12 @@ class Geometry:
         Whether the driver's own arrays are in the same process.
     target : int
         The wanted bytes of a block.
+    entries : callable, optional
+        Of a sparse V: entries of the fullest block of so many rows of what is streamed.
+    nnz, index, beside : int
+        Of a sparse V: all entries; bytes of an index; bytes beside a block while it is read.
+    by_columns : bool
+        Whether a sparse V is streamed by its columns, the only way for it, or else by its rows.
     """
 
     m: int
@@ -104,6 +110,11 @@ class Geometry:
     model: bool = False
     local: bool = True
     target: int = TARGET_BYTES
+    entries: Callable[[int], int] | None = None
+    nnz: int = 0
+    index: int = 4
+    by_columns: bool = False
+    beside: int = 0
 
     @property
     def T(self) -> "Geometry":
@@ -112,19 +123,9 @@ class Geometry:
         return replace(self, m=self.n, n=self.m, chunk=chunk, piece=piece)
 
     def parts(self, rows: int, columns: int) -> dict[str, int]:
-        """Projected bytes of one process with blocks of that size, by what they are for.
-
-        threads x (block + what is decoded into it + factors of the block + partial products)
-        + W + sums in their trees + H and its copies + the process itself.
-        """
+        """Projected bytes of one process with blocks of that size, by what they are for."""
         k, itemsize = self.rank, self.itemsize
-        block = rows * columns * itemsize
-        chunk, piece = (
-            min(rows, size[0]) * min(columns, size[1]) for size in (self.chunk, self.piece)
-        )
-        reading = self.payload * chunk + self.decoded * piece + self.extra * rows * columns
-        if self.in_place and rows <= self.chunk[0]:
-            reading = 0.0
+        block, reading = self.block_bytes(rows, columns), self._reading(rows, columns)
         waiting = 0 if self.local else WAITING_BLOCKS
         factors = rows * k * (FACTOR_COPIES * 8 + 2 * itemsize * self.W_on_disk)
         per_process = ceil(self.m / self.processes)
@@ -138,7 +139,7 @@ class Geometry:
             sums += _live_sums(ceil(self.n / columns)) * rows * k * 8
         parts = {
             "process": (BASE_BYTES if self.local else WORKER_BYTES) + self.resident,
-            "blocks": (self.threads + waiting) * block + self.threads * ceil(reading * self.stored),
+            "blocks": (self.threads + waiting) * block + self.threads * reading,
             "half-steps": self.threads * (factors + width * columns * (itemsize + 8)),
             "sums": sums,
             "graph": blocks * GRAPH_BYTES if self.local else 0,
@@ -153,6 +154,24 @@ class Geometry:
             passing = parts["blocks"] + parts["half-steps"] + parts["sums"]
             parts["model"] = held + max(0, between - passing) if self.local else 0
         return parts
+
+    def block_bytes(self, rows: int, columns: int) -> int:
+        """Of the largest block of that size."""
+        if self.entries is None:
+            return rows * columns * self.itemsize
+        return self.entries(rows) * (self.itemsize + self.index) + (rows + 1) * self.index
+
+    def _reading(self, rows: int, columns: int) -> int:
+        """Bytes beside a block while it is read."""
+        if self.entries is not None:
+            return self.beside + ceil(self.extra * self.block_bytes(rows, columns))
+        if self.in_place and rows <= self.chunk[0]:
+            return 0
+        chunk, piece = (
+            min(rows, size[0]) * min(columns, size[1]) for size in (self.chunk, self.piece)
+        )
+        reading = self.payload * chunk + self.decoded * piece + self.extra * rows * columns
+        return ceil(reading * self.stored)
 
     def _model(self, width: int, block: int) -> tuple[int, int, int]:
         """Bytes of the sketch and what a pass adds to it; of the steps; and of a block's sample."""
@@ -218,6 +237,11 @@ def choose_grid(
         if memory is not None and geometry.peak_bytes(rows) > memory:
             raise ValueError(_refusal(geometry, memory, rows))
         return Grid(even(geometry.m, rows), (geometry.n,))
+    if geometry.entries is not None:  # only rows of what is stored can be read
+        side = geometry.T if geometry.by_columns else geometry
+        if rows := block_height(side, memory):
+            return Grid(even(side.m, rows), (side.n,), geometry.by_columns)
+        raise ValueError(_refusal(geometry, memory or 0))
     sides = (geometry, geometry.T)
     by_row, by_column = (block_height(side, memory) for side in sides)
     if by_row and by_column and sides[0].cost(by_row) <= _TRANSPOSE_GAIN * sides[1].cost(by_column):
@@ -233,8 +257,11 @@ def choose_grid(
 
 def block_height(geometry: Geometry, memory: int | None) -> int:
     """Rows of a block of whole rows: near the target, whole chunks if they fit; 0: nothing does."""
+    whole = geometry.m * geometry.n * geometry.itemsize
+    if geometry.entries is not None:
+        whole = geometry.nnz * (geometry.itemsize + geometry.index)
     wanted = max(
-        geometry.target // (geometry.n * geometry.itemsize),
+        geometry.target * geometry.m // max(1, whole),
         ceil(geometry.m / MAX_BLOCKS),
         _LEAST_HEIGHT * geometry.rank,
     )
@@ -285,6 +312,11 @@ def _tile(geometry: Geometry, memory: int) -> tuple[int, int]:
 
 
 def _given(geometry: Geometry, block_rows: int) -> int:
+    if geometry.by_columns:
+        raise ValueError(
+            "block_rows must be None for a V in CSC form, which is streamed by its columns, got "
+            f"{block_rows:,}: write V in CSR form, or leave block_rows out"
+        )
     piece = geometry.piece[0]
     if block_rows % piece and block_rows < geometry.m:
         raise ValueError(
@@ -312,6 +344,8 @@ def _refusal(geometry: Geometry, memory: int, block_rows: int | None = None) -> 
             (geometry.T.parts(columns, m), (m, columns)),
             (geometry.parts(*geometry.piece), geometry.piece),
         ]
+        if geometry.entries is not None:
+            options = options[1:2] if geometry.by_columns else options[:1]
     parts, block = min(options, key=lambda option: sum(option[0].values()))
     needs = format_bytes(sum(parts.values()))
     listed = ", ".join(f"{name} {format_bytes(size)}" for name, size in parts.items() if size)
@@ -326,7 +360,7 @@ def _refusal(geometry: Geometry, memory: int, block_rows: int | None = None) -> 
     if parts["W"] > 0.1 * memory:
         text += ", take init='random'" if geometry.W_on_disk else ", keep W on disk with out="
     rows = block_height(replace(geometry, piece=(1, 1), chunk=(1, n)), memory)
-    if rows:
+    if rows and geometry.entries is None:
         return text + f", or rechunk V to at most {rows:,} rows per chunk (dask-nmf rechunk)"
     return text + ", or take a smaller rank"
 

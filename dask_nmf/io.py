@@ -1,4 +1,4 @@
-"""What V may be, and how its row blocks are read: zarr, path, URL, dask array, numpy array."""
+"""What V may be, and how its row blocks are read: zarr, path, URL, dask, numpy, scipy.sparse."""
 
 import os
 import warnings
@@ -8,13 +8,24 @@ from typing import Any, Literal
 
 import dask.array as da
 import numpy as np
+import scipy.sparse
 import zarr
 from zarr.storage import FsspecStore, MemoryStore, StorePath, WrapperStore
 
 from dask_nmf.blocks import Grid
-from dask_nmf.layout import stored_share
+from dask_nmf.boxes import Boxes, Checked, Transposed, as_block, check_entries
+from dask_nmf.csr import CSR, index_dtype
+from dask_nmf.layout import is_mapped, stored_share
 from dask_nmf.reader import Reader
 from dask_nmf.retrying import insist
+from dask_nmf.sparse import (
+    ASSUMED_DENSITY,
+    as_told,
+    from_scipy,
+    is_sparse,
+    open_group,
+    regrouped,
+)
 from dask_nmf.stream import from_boxes
 from dask_nmf.types import AnyArray, Array, DaskArray, working_dtype
 
@@ -27,7 +38,7 @@ class Matrix:
 
     Attributes
     ----------
-    source : zarr.Array, dask array or numpy array
+    source : zarr.Array, dask array, numpy array or CSR
     shape : (int, int)
         Of what is streamed: of V.T if transposed.
     uri : str
@@ -40,6 +51,8 @@ class Matrix:
         The first row blocks, which the workers keep decoded.
     checked : bool
         Whether an entry that is NaN, infinite or negative is an error wherever it is read.
+    nnz : int, optional
+        Entries of a sparse V; of a dask array as if 10 % were there.
     """
 
     source: Any
@@ -50,6 +63,7 @@ class Matrix:
     transposed: bool = False
     kept: Any = None
     checked: bool = True
+    nnz: int | None = None
 
     @property
     def unchecked(self) -> "Matrix":
@@ -61,45 +75,81 @@ class Matrix:
         return replace(self, shape=self.shape[::-1], transposed=not self.transposed)
 
     @property
+    def sparse(self) -> bool:
+        """Whether its blocks are csr_arrays."""
+        return self.nnz is not None
+
+    @property
     def nbytes(self) -> int:
+        """Decoded; of a sparse one, as CSR."""
+        if self.nnz is not None:
+            return self._csr_bytes(self.nnz)
         return self.shape[0] * self.shape[1] * self.dtype.itemsize
+
+    def _csr_bytes(self, nnz: int) -> int:
+        return nnz * (self.dtype.itemsize + index_dtype(self.shape[1]).itemsize)
 
     @property
     def kept_bytes(self) -> int:
         """Of the source that later passes need not read."""
-        return 0 if self.kept is None else self.kept.size * self.dtype.itemsize
+        if self.kept is None:
+            return 0
+        if isinstance(self.source, CSR):
+            return self._csr_bytes(int(self.source.indptr[self.kept.shape[0]]))
+        return int(self.kept.size) * self.dtype.itemsize
 
     @property
     def in_memory(self) -> bool:
-        return isinstance(self.source, np.ndarray)
+        return not self.stored and isinstance(self.source, (np.ndarray, CSR))
 
     @property
     def stored(self) -> bool:
-        """Whether it lies in a zarr array, rather than in memory or behind a dask graph."""
-        return isinstance(self.source, zarr.Array)
+        """Whether it lies in a zarr store, rather than in memory or behind a dask graph."""
+        return self.source.stored if self._csr else isinstance(self.source, zarr.Array)
+
+    @property
+    def _csr(self) -> bool:
+        return isinstance(self.source, CSR)
+
+    @property
+    def mapped(self) -> bool:
+        """Whether the page cache keeps its blocks as they are."""
+        return self.stored and (self.source.mapped if self._csr else is_mapped(self.source))
 
     @cached_property
     def stored_share(self) -> tuple[float, float] | None:
         """Stored over decoded bytes, mean and maximum over some chunks, where that is known."""
+        if self._csr:
+            share: tuple[float, float] | None = self.source.stored_share
+            return share
         return stored_share(self.source) if self.stored else None
 
     def blocks(self, grid: Grid, dtype: np.dtype[Any] | None = None) -> DaskArray:
         """A dask array of these blocks; unique keys, so always re-read. None: the working dtype."""
         dtype = dtype or working_dtype(self.dtype)
+        if self.sparse:
+            assert not self.transposed, "only rows of what is stored can be read"
+            if isinstance(self.source, da.Array):
+                return regrouped(self.source, grid.heights, dtype, self.checked)
+            return self._with_kept(self.source.blocks(grid.heights, dtype, self.checked))
         if isinstance(self.source, da.Array):
             told = {"dtype": self.source.dtype, "meta": np.empty((0, 0), self.source.dtype)}
             V = self.source.map_blocks(_as_told, self.source.dtype, **told)
             V = (V.T if self.transposed else V).rechunk(grid.chunks)
             meta = np.empty((0, 0), dtype)
             if not self.checked:
-                return V.map_blocks(_as_block, dtype, dtype=dtype, meta=meta)
+                return V.map_blocks(as_block, dtype, dtype=dtype, meta=meta)
             return V.map_blocks(_as_checked_block, self.transposed, dtype=dtype, meta=meta)
         boxes: Any = Boxes(self.source, dtype)
         if isinstance(self.source, zarr.Array):
             boxes = Reader(self.source, dtype, self.strict)
         if self.checked:
             boxes = Checked(boxes)
-        V = from_boxes(Transposed(boxes) if self.transposed else boxes, grid.chunks)
+        return self._with_kept(
+            from_boxes(Transposed(boxes) if self.transposed else boxes, grid.chunks)
+        )
+
+    def _with_kept(self, V: DaskArray) -> DaskArray:
         if self.kept is None:
             return V
         if self.kept.shape == V.shape:
@@ -113,9 +163,11 @@ class Matrix:
         return replace(self, kept=self.blocks(grid).blocks[:blocks].persist())
 
     def held_by_workers(self, grid: Grid) -> "Matrix":
-        """A numpy V sent to the workers of a cluster once, instead of whole with every task."""
+        """A V in memory sent to the workers of a cluster once, instead of with every pass."""
         if not self.in_memory:
             return self
+        if self.sparse:
+            return replace(self, source=self.blocks(grid).persist(), checked=False)
         V = self.source.T if self.transposed else self.source
         rows, columns = (np.cumsum(sizes)[:-1] for sizes in grid.chunks)
         parts = [
@@ -126,92 +178,6 @@ class Matrix:
             for row in np.split(V, rows)
         ]
         return replace(self, source=da.block(parts).persist(), transposed=False)
-
-
-@dataclass(frozen=True)
-class Boxes:
-    """Boxes of a numpy array when sliced: contiguous, aligned, in dtype."""
-
-    source: Array
-    dtype: np.dtype[Any]
-    ndim = 2
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.source.shape
-
-    def __getitem__(self, index: Any) -> Array:
-        return _as_block(self.source[index], self.dtype)
-
-
-@dataclass(frozen=True)
-class Transposed:
-    """The transpose of boxes; not copied, so in Fortran's order."""
-
-    boxes: Any
-    ndim = 2
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.boxes.shape[::-1])
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        found: np.dtype[Any] = self.boxes.dtype
-        return found
-
-    def __getitem__(self, index: Any) -> Array:
-        block: Array = self.boxes[index[::-1]]
-        return block.T
-
-
-@dataclass(frozen=True)
-class Checked:
-    """Boxes whose entries are finite and non-negative: anything else is an error."""
-
-    boxes: Any
-    ndim = 2
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.boxes.shape)
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        found: np.dtype[Any] = self.boxes.dtype
-        return found
-
-    def __getitem__(self, index: Any) -> Array:
-        block: Array = self.boxes[index]
-        corner = (index[0].start or 0, index[1].start or 0)
-        _check_entries(block, corner, getattr(self.boxes, "array", None))
-        return block
-
-
-def _check_entries(block: Array, corner: tuple[int, int], array: Any = None) -> None:
-    """Raise at the first entry of a block of V that is NaN, infinite or negative.
-
-    Read as unsigned integers these are larger than all other numbers: one look will do.
-    """
-    words = block.view(f"u{block.dtype.itemsize}")
-    if not words.size or words.max() < np.array(np.inf, block.dtype).view(words.dtype):
-        return
-    bad = ~(np.isfinite(block) & (block >= 0))
-    if not bad.any():  # negative zeros
-        return
-    inside = tuple(int(i[0]) for i in np.nonzero(bad))
-    place = corner[0] + inside[0], corner[1] + inside[1]
-    chunk = ""
-    if array is not None:
-        sizes = array.shards or array.chunks
-        key = array.metadata.encode_chunk_key(
-            tuple(i // size for i, size in zip(place, sizes, strict=True))
-        )
-        chunk = f" (chunk {key!r} of {array.store_path})"
-    raise ValueError(
-        f"V must be finite and non-negative, but row {place[0]}, column {place[1]} holds "
-        f"{block[inside]}{chunk}: mask, clip or drop such entries before factoring"
-    )
 
 
 def _as_told(x: Any, dtype: np.dtype[Any], block_info: Any = None) -> Array:
@@ -232,21 +198,17 @@ def _as_told(x: Any, dtype: np.dtype[Any], block_info: Any = None) -> Array:
 
 
 def _as_checked_block(x: AnyArray, transposed: bool, block_info: Any = None) -> Array:
-    block = _as_block(x, working_dtype(x.dtype))
+    block = as_block(x, working_dtype(x.dtype))
     if block_info:
         rows, columns = (start for start, _ in block_info[0]["array-location"])
         whole = (block.T, (columns, rows)) if transposed else (block, (rows, columns))
-        _check_entries(*whole)
+        check_entries(*whole)
     return block
-
-
-def _as_block(x: AnyArray, dtype: np.dtype[Any]) -> Array:
-    return np.require(x, dtype=dtype, requirements=["C", "A"])
 
 
 # ------------------------------------------------------------------------------- opening V
 def open_matrix(V: Any, missing: Missing = "error") -> Matrix:
-    """V as a Matrix; reads metadata only.
+    """V as a Matrix; reads metadata only, and where the rows of a sparse V are.
 
     Raises
     ------
@@ -257,10 +219,17 @@ def open_matrix(V: Any, missing: Missing = "error") -> Matrix:
         raise ValueError(f"missing must be 'error' or 'zero', got {missing!r}")
     if isinstance(V, (str, os.PathLike)):
         V = _open_path(absolute(V))
+    if isinstance(V, zarr.Group) and as_told(V):
+        uri = uri_of(V.store_path)
+        return _from_csr(open_group(V, uri, missing == "error"), uri)
+    if scipy.sparse.issparse(V):
+        _check_form(V)
+        return _from_csr(from_scipy(V), f"scipy {type(V).__name__}")
     if not isinstance(V, (zarr.Array, da.Array, np.ndarray)):
         raise TypeError(
-            "V must be a zarr array, a path or URL of one, a dask array or a numpy array, got "
-            f"{type(V).__module__}.{type(V).__name__}"
+            "V must be a zarr array, a path or URL of one, a dask array, a numpy array, or sparse: "
+            "a zarr group with a csr_matrix or csc_matrix as anndata writes it, or a scipy.sparse "
+            f"matrix; got {type(V).__module__}.{type(V).__name__}"
             + (": name one of its arrays" if isinstance(V, zarr.Group) else "")
         )
     _check_form(V)
@@ -284,7 +253,7 @@ def absolute(path: str | os.PathLike[str]) -> str:
     return path if "://" in path else os.path.abspath(path)
 
 
-def _open_path(path: str) -> zarr.Array[Any]:
+def _open_path(path: str) -> zarr.Array[Any] | zarr.Group:
     try:
         found = insist(lambda: zarr.open(path, mode="r"), f"V: opening {path!r}")
     except FileNotFoundError:
@@ -292,12 +261,13 @@ def _open_path(path: str) -> zarr.Array[Any]:
     except (ImportError, ValueError, LookupError, TypeError, AttributeError) as error:
         told = str(error) if isinstance(error, (ImportError, ValueError)) else repr(error)
         raise ValueError(f"V: cannot open {path!r}: {told}") from error
-    if isinstance(found, zarr.Group):
+    if isinstance(found, zarr.Group) and not as_told(found):
         with warnings.catch_warnings():  # about whatever else lies there
             warnings.filterwarnings("ignore", "Object at ", category=UserWarning)
             names = sorted(found.array_keys())
         raise ValueError(
-            f"V: {path!r} is a zarr group, not an array; name one of its arrays: "
+            f"V: {path!r} is a zarr group, neither an array nor a sparse matrix (by its attribute "
+            "'encoding-type'); name one of its arrays: "
             + (", ".join(f"{path.rstrip('/')}/{name}" for name in names) or "it has none")
         )
     return found
@@ -325,13 +295,27 @@ def _check_form(V: Any) -> None:
 def _from_dask(V: DaskArray) -> Matrix:
     if isinstance(V._meta, np.ma.MaskedArray):
         raise TypeError("V's dask blocks must not be masked arrays: fill them with da.ma.filled")
+    if is_sparse(V._meta):
+        return Matrix(V, V.shape, V.dtype, f"dask array {V.name}", nnz=_assumed(V.shape))
     if not isinstance(V._meta, np.ndarray):
         kind = f"{type(V._meta).__module__}.{type(V._meta).__name__}"
         raise TypeError(
-            f"V's dask blocks must be dense numpy arrays, got {kind}: convert them with "
-            "V.map_blocks(lambda b: b.toarray())"
+            "V's dask blocks must be numpy arrays, or sparse ones of scipy.sparse or sparse, got "
+            f"{kind}: convert them with V.map_blocks"
         )
     return Matrix(V, V.shape, V.dtype, f"dask array {V.name}")
+
+
+def _assumed(shape: tuple[int, int]) -> int:
+    return int(ASSUMED_DENSITY * shape[0] * shape[1])
+
+
+def _from_csr(source: CSR, uri: str) -> Matrix:
+    """The source is V.T where it was a CSC matrix: V is then what is the transpose."""
+    found = Matrix(source, source.shape, source.dtype, uri, source.strict, nnz=source.nnz)
+    found = found.T if source.of_transpose else found
+    _check_form(found)
+    return found
 
 
 def check_apart(out: str, V_uri: str) -> str:

@@ -17,7 +17,6 @@ from dask_nmf.blas import one_blas_thread
 from dask_nmf.blocks import Geometry, Grid, choose_grid, sample_size
 from dask_nmf.init import Start, make_start
 from dask_nmf.io import Matrix, Missing, check_reachable, open_matrix
-from dask_nmf.layout import is_mapped
 from dask_nmf.limits import default_memory
 from dask_nmf.options import Options, check_options
 from dask_nmf.plans import Plan
@@ -255,7 +254,7 @@ def make_plan(
     rows, columns = grid.heights[0], grid.widths[0]
     parts = side.parts(rows, columns)
     kept = _kept_blocks(matrix, side, grid, memory, sum(parts.values()))
-    parts["kept"] = ceil(kept / side.processes * _uneven(side)) * rows * columns * side.itemsize
+    parts["kept"] = ceil(kept / side.processes * _uneven(side)) * side.block_bytes(rows, columns)
     tall, wide = (size * options.rank * side.itemsize for size in (side.m, side.n))
     m, n = matrix.shape
     share = matrix.stored_share
@@ -283,6 +282,7 @@ def make_plan(
         memory=memory,
         parts=parts,
         kept_blocks=kept,
+        nnz=matrix.nnz,
         large_factor="out" if out else "memory",
         output_bytes=tall + wide,
         disk_bytes=3 * tall + wide if out else 0,
@@ -356,9 +356,9 @@ def _holding(grid: Grid, found: Geometry, memory: int | None, flexible: bool) ->
 
 def _kept_blocks(matrix: Matrix, side: Geometry, grid: Grid, memory: int | None, peak: int) -> int:
     """Row blocks that may stay decoded: nothing of what the page cache keeps as it is."""
-    if memory is None or not matrix.stored or len(grid.widths) > 1 or is_mapped(matrix.source):
+    if memory is None or not matrix.stored or len(grid.widths) > 1 or matrix.mapped:
         return 0
-    blocks = (_SPARE * memory - peak) // (grid.heights[0] * side.n * side.itemsize)
+    blocks = (_SPARE * memory - peak) // side.block_bytes(grid.heights[0], side.n)
     return min(len(grid.heights), max(0, int(blocks * side.processes / _uneven(side))))
 
 

@@ -113,6 +113,10 @@ def rechunk(
     ((2, 3), True)
     """
     matrix, out = open_matrix(V, missing), absolute(out)
+    if matrix.sparse:
+        raise TypeError(
+            "V must be dense to be rechunked, got a sparse matrix: its rows are read in any chunks"
+        )
     if not isinstance(codec, str) or codec not in _CODECS:
         raise ValueError(f"codec must be one of {sorted(_CODECS)}, got {codec!r}")
     scheduler = active_scheduler()

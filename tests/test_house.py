@@ -16,9 +16,9 @@ PACKAGE = ROOT / "dask_nmf"
 
 # Each file may import from those before it.
 ORDER = (
-    "types errors blas options scheduler watch limits blocks retrying layout reader solvers losses "
-    "descent model stopping tasks stream io survey init plans advice planner result fingerprint "
-    "packing commits checkpoint output rechunking resume sweeps loop driver cli"
+    "types errors blas options scheduler watch limits blocks retrying layout reader boxes csr "
+    "sparse solvers losses descent model stopping tasks stream io survey init plans advice planner "
+    "result fingerprint packing commits checkpoint output rechunking resume sweeps loop driver cli"
 )
 
 
