@@ -257,12 +257,13 @@ class Given:
             found = getattr(factor, "shape", None)
             if found != wanted:
                 raise ValueError(f"init: {name} must be an array of shape {wanted}, got {found}")
-            if isinstance(factor, np.ma.MaskedArray) or not isinstance(
-                factor, (np.ndarray, da.Array, zarr.Array)
-            ):
+            dense = isinstance(factor, (np.ndarray, da.Array, zarr.Array))
+            if not dense or isinstance(factor, np.ma.MaskedArray):
                 raise TypeError(
                     f"init: {name} must be a numpy, dask or zarr array, got {type(factor).__name__}"
                 )
+            if not isinstance(getattr(factor, "_meta", factor[:0, :0]), np.ndarray):
+                raise TypeError(f"init: {name} must be dense, got sparse dask blocks")
             if factor.dtype.kind not in "fiub":
                 raise TypeError(f"init: {name} must hold real numbers, got dtype {factor.dtype}")
         H = np.asarray(self.H)

@@ -28,17 +28,11 @@ V = low_rank(40, 12, 2)
         (V[:0], ValueError, r"must not be empty, got shape \(0, 12\)"),
         (V[:, :0], ValueError, r"must not be empty, got shape \(40, 0\)"),
         (V.tolist(), TypeError, "zarr array, a path or URL of one.*got builtins.list"),
-        (scipy.sparse.csr_array(V), TypeError, "got scipy.sparse._csr.csr_array"),
         (np.ma.masked_less(V, 0.5), TypeError, "must not be a masked array"),
         (
             da.from_array(V, chunks=10)[da.from_array(V, chunks=10)[:, 0] > 0.5],
             ValueError,
             r"unknown chunk sizes.*compute_chunk_sizes\(\)",
-        ),
-        (
-            da.from_array(V, chunks=10).map_blocks(scipy.sparse.csr_array),
-            TypeError,
-            "dense numpy arrays, got scipy.sparse._csr.csr_array: convert them",
         ),
     ],
     ids=lambda x: "" if not isinstance(x, str) else x[:20],
