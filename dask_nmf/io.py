@@ -264,10 +264,11 @@ def _open_path(path: str) -> zarr.Array[Any] | zarr.Group:
     if isinstance(found, zarr.Group) and not as_told(found):
         with warnings.catch_warnings():  # about whatever else lies there
             warnings.filterwarnings("ignore", "Object at ", category=UserWarning)
-            names = sorted(found.array_keys())
+            groups = (name for name, group in found.groups() if as_told(group))
+            names = sorted([*found.array_keys(), *groups])
         raise ValueError(
             f"V: {path!r} is a zarr group, neither an array nor a sparse matrix (by its attribute "
-            "'encoding-type'); name one of its arrays: "
+            "'encoding-type'); name one of those in it: "
             + (", ".join(f"{path.rstrip('/')}/{name}" for name in names) or "it has none")
         )
     return found
