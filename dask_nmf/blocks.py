@@ -127,6 +127,8 @@ class Geometry:
         k, itemsize = self.rank, self.itemsize
         block, reading = self.block_bytes(rows, columns), self._reading(rows, columns)
         waiting = 0 if self.local else WAITING_BLOCKS
+        # Of a sparse V: H.T copied, and the sum of float32 products of some rows (csr.py).
+        copies = 0 if self.entries is None else 2 * itemsize
         factors = rows * k * (FACTOR_COPIES * 8 + 2 * itemsize * self.W_on_disk)
         per_process = ceil(self.m / self.processes)
         W = 0 if self.W_on_disk else ceil(W_COPIES * per_process * k * itemsize)
@@ -140,7 +142,7 @@ class Geometry:
         parts = {
             "process": (BASE_BYTES if self.local else WORKER_BYTES) + self.resident,
             "blocks": (self.threads + waiting) * block + self.threads * reading,
-            "half-steps": self.threads * (factors + width * columns * (itemsize + 8)),
+            "half-steps": self.threads * (factors + width * columns * (itemsize + 8 + copies)),
             "sums": sums,
             "graph": blocks * GRAPH_BYTES if self.local else 0,
             "W": max(W, start),

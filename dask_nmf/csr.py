@@ -23,7 +23,7 @@ from dask_nmf.layout import is_mapped, stored_share
 from dask_nmf.reader import Reader
 from dask_nmf.types import Array, DaskArray, working_dtype
 
-_SLAB_ROWS = 4096  # of float32 products that are summed before they are added in float64
+SLAB_ROWS = 8192  # of float32 products that are summed before they are added in float64
 
 
 def index_dtype(columns: int) -> np.dtype[Any]:
@@ -231,12 +231,16 @@ def transposed_product(A: Array, V_b: Any) -> Array:
     columns with many entries. So float32 products are summed over some rows only, which takes
     half the time of products in float64.
     """
-    rows = V_b.shape[0]
+    rows, columns = V_b.shape
     if V_b.dtype == np.float64:
         return np.asarray(A.astype(np.float64, copy=False) @ V_b)
-    step = max(_SLAB_ROWS, 4 * V_b.shape[1] * rows // max(1, V_b.nnz))
-    total = np.zeros((V_b.shape[1], A.shape[0]))
+    step = max(SLAB_ROWS, 4 * columns * rows // max(1, V_b.nnz))
+    total = np.zeros((columns, A.shape[0]))
     for start in range(0, rows, step):
-        slab = slice(start, start + step)
-        total += V_b[slab].T @ np.ascontiguousarray(A[:, slab].T)
+        stop = min(start + step, rows)
+        first, last = V_b.indptr[start], V_b.indptr[stop]
+        ends = V_b.indptr[start : stop + 1] - first
+        part = V_b.data[first:last], V_b.indices[first:last], ends  # views: to slice V_b copies
+        slab = scipy.sparse.csc_array(part, shape=(columns, stop - start))  # V_b's rows as columns
+        total += slab @ np.ascontiguousarray(A[:, start:stop].T)
     return total.T

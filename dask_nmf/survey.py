@@ -57,43 +57,37 @@ def _share(nbytes: int, scheduler: Scheduler) -> int:
 
 
 def _of_sparse(matrix: Matrix, scheduler: Scheduler) -> dict[str, Any]:
-    """What a block of entries is made of, and what is held beside it.
-
-    That is a float64 copy of float32 data in W.T @ V; before it, indices as they are stored.
-    """
+    """What a block of entries is made of, and what is held beside it while it is read."""
     source, dtype = matrix.source, working_dtype(matrix.dtype)
     columns = matrix.shape[0 if matrix.transposed else 1]
     index = index_dtype(columns).itemsize
+    entry = dtype.itemsize + index
     known: dict[str, Any] = {"nnz": matrix.nnz, "index": index, "by_columns": matrix.transposed}
-    copied = 8 if dtype == np.float32 else 0
     if isinstance(source, da.Array):  # its blocks are joined
         per_row = ceil((matrix.nnz or 0) / source.shape[0])
         chunk = (max(source.chunks[0]), columns)
-        known |= {"entries": per_row.__mul__, "chunk": chunk, "piece": chunk}
-        return known | {"extra": 1 + copied / (dtype.itemsize + index)}
+        return known | {"entries": per_row.__mul__, "chunk": chunk, "piece": chunk, "extra": 2.0}
     assert isinstance(source, CSR)
     known["entries"] = source.fullest
+    wide = source.indices.dtype.itemsize
     if not source.stored:
-        converted = (matrix.dtype != dtype) * dtype.itemsize + (
-            source.indices.itemsize != index
-        ) * index
         nbytes = source.data.nbytes + source.indices.nbytes + source.indptr.nbytes
         known |= {"target": _IN_MEMORY_TARGET, "resident": _share(nbytes, scheduler)}
-        return known | {"extra": max(copied, converted) / (dtype.itemsize + index)}
-    wide = source.indices.dtype.itemsize
-    extra, beside = max(copied, wide if wide > index else 0) / (dtype.itemsize + index), 0.0
+        copied = dtype.itemsize * (matrix.dtype != dtype) + index * (wide != index)
+        return known | {"extra": copied / entry}
+    extra, beside = (wide / entry if wide > index else 0.0), 0.0
     share = (matrix.stored_share or (1.0, 1.0))[1]
     for array in (source.data, source.indices):
-        nbytes = (array.shards or array.chunks)[0] * array.dtype.itemsize
+        chunk_bytes = (array.shards or array.chunks)[0] * array.dtype.itemsize
         if (layout := find_layout(array)) is None:  # as for dense arrays: see `_of_zarr`
-            beside, extra = max(beside, 20.0 * nbytes), extra + 1.0
+            beside, extra = max(beside, 20.0 * chunk_bytes), extra + 1.0
         elif not isinstance(array.store, LocalStore):
-            beside, extra = max(beside, nbytes), extra + share
+            beside, extra = max(beside, chunk_bytes), extra + share
         elif layout.codecs:
             inner = layout.inner[0] * array.dtype.itemsize
-            beside = max(beside, share * nbytes + inner)
-    known["resident"] = source.indptr.nbytes if not scheduler.remote else 0
-    return known | {"extra": extra, "beside": ceil(beside)}
+            beside = max(beside, share * chunk_bytes + inner)
+    resident = 0 if scheduler.remote else source.indptr.nbytes
+    return known | {"resident": resident, "extra": extra, "beside": ceil(beside)}
 
 
 def _of_zarr(array: zarr.Array[Any], dtype: np.dtype[Any], share: float) -> dict[str, Any]:

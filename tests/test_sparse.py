@@ -256,7 +256,8 @@ def test_a_killed_run_goes_on(tmp_path: Path, kind: str) -> None:
 
 
 def test_another_V_is_refused(tmp_path: Path) -> None:
-    V, call = group(tmp_path / "V", CSR), {"tol": 0, "max_passes": 4, "out": tmp_path / "out"}
+    V: Any = group(tmp_path / "V", CSR)
+    call: dict[str, Any] = {"tol": 0, "max_passes": 4, "out": tmp_path / "out"}
     dask_nmf.factorize(V, RANK, **call)
     indices = CSR.indices.copy()
     indices[[0, 1]] = indices[[1, 0]]  # the same sums but for the places
