@@ -55,7 +55,9 @@ def factorize(
     Parameters
     ----------
     V : zarr array, path or URL of one, dask array or numpy array; (m, n)
-        Finite and non-negative. Any 2-D chunks; a block of whole rows must fit in memory.
+        Finite and non-negative. Any 2-D chunks; a block of whole rows must fit in memory. Or
+        sparse: a zarr group with a csr_matrix or csc_matrix as anndata writes it, a matrix of
+        scipy.sparse, or a dask array with blocks of scipy.sparse or of the package sparse.
     rank : int
         k, the number of components.
     out : path, URL or zarr group, optional

@@ -12,6 +12,7 @@ from dask.highlevelgraph import HighLevelGraph
 
 from dask_nmf.csr import CSR, Slab, read_part
 from dask_nmf.reader import Reader
+from dask_nmf.retrying import insist
 from dask_nmf.types import AnyArray, Array, DaskArray
 
 ENCODINGS = ("csr_matrix", "csc_matrix")
@@ -81,7 +82,7 @@ def open_group(group: zarr.Group, where: str, strict: bool) -> CSR:
 
 
 def _array(group: zarr.Group, name: str, where: str) -> zarr.Array[Any]:
-    found = group.get(name)
+    found = insist(lambda: group.get(name), f"V: opening {name} of {where}")
     if not isinstance(found, zarr.Array):
         kind = "a group" if isinstance(found, zarr.Group) else "no such array"
         raise ValueError(
