@@ -23,13 +23,16 @@ DECODING = {
 """Bytes per second and thread, about: measured on float32 counts."""
 
 _LEAST_GAIN = 0.05  # seconds per pass: less is not worth a line
+_LEAST_SHARE = 0.2  # of a pass, likewise
 
 
 def advise(plan: Plan, geometry: Geometry, matrix: Matrix, cores: int) -> Iterator[str]:
     """Each piece of advice, the most useful first; `geometry` is that of V, with all threads."""
     yield from _more_memory(plan, geometry)
     if matrix.stored:
-        if not matrix.sparse:
+        if matrix.sparse:
+            yield from _smaller_chunks(plan, matrix)
+        else:
             yield from _other_chunks(plan, geometry, matrix)
         yield from _other_codec(plan)
     if plan.blocks > MAX_BLOCKS:
@@ -94,6 +97,16 @@ def _other_chunks(plan: Plan, geometry: Geometry, matrix: Matrix) -> Iterator[st
         yield (
             f"V can only be had in {plan.blocks} block(s), too few for {at_once} threads: rechunk "
             f"it to rows (dask-nmf rechunk): up to {at_once / plan.blocks:.0f} times faster"
+        )
+
+
+def _smaller_chunks(plan: Plan, matrix: Matrix) -> Iterator[str]:
+    size = matrix.source.shared_bytes
+    twice = (plan.blocks - 1) * size
+    if twice > _LEAST_SHARE * plan.decoded_bytes:
+        yield (
+            f"blocks begin within chunks, and two of them decode one: {format_bytes(twice)} more a "
+            f"pass. Write V's data and indices in chunks of some 1 MiB (now {format_bytes(size)})"
         )
 
 

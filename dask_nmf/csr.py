@@ -5,7 +5,7 @@ stored can be read at their own cost, so there are no tiles here, and no other s
 
 A block of rows takes its slice of `data` and `indices`, which begins anywhere in a chunk: where
 these are compressed, the chunk that two neighbours share is decoded by both. That is one chunk of
-each array per block: 2 % for chunks of 1 MiB in blocks of 64 MiB.
+each array per block: 3 % for chunks of 1 MiB in blocks of 64 MiB.
 """
 
 from collections.abc import Iterator
@@ -79,6 +79,14 @@ class CSR:
     def path(self) -> str:
         return str(self.place.path)
 
+    @property
+    def shared_bytes(self) -> int:
+        """Of the chunks, decoded in one piece, that two neighbouring blocks read both."""
+        if not self.stored:
+            return 0
+        arrays = [array for array in (self.data, self.indices) if not is_mapped(array)]
+        return sum(array.chunks[0] * array.dtype.itemsize for array in arrays)
+
     @cached_property
     def mapped(self) -> bool:
         """Whether its blocks are the mapped files themselves."""
@@ -90,13 +98,12 @@ class CSR:
         """Stored over decoded bytes, mean and maximum over some chunks, where that is known."""
         if not self.stored or not self.nnz:
             return None
-        shares = [stored_share(array) for array in (self.data, self.indices)]
-        sizes = self.dtype.itemsize, self.indices.dtype.itemsize
-        known = [share for share in shares if share is not None]
-        if len(known) < 2:
+        data, indices = (stored_share(array) for array in (self.data, self.indices))
+        if data is None or indices is None:
             return None
-        mean = sum(s[0] * size for s, size in zip(known, sizes, strict=True)) / sum(sizes)
-        return mean, max(share[1] for share in known)
+        sizes = self.dtype.itemsize, self.indices.dtype.itemsize
+        mean = float(np.average([data[0], indices[0]], weights=sizes))
+        return mean, max(data[1], indices[1])
 
     def fullest(self, rows: int) -> int:
         """Entries of the fullest block of so many rows."""
@@ -229,7 +236,7 @@ def transposed_product(A: Array, V_b: Any) -> Array:
 
     scipy adds up all rows one by one, in the dtype of the operands: float32 would lose digits in
     columns with many entries. So float32 products are summed over some rows only, which takes
-    half the time of products in float64.
+    little more than half the time of products in float64.
     """
     rows, columns = V_b.shape
     if V_b.dtype == np.float64:

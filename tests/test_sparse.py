@@ -278,6 +278,14 @@ def test_the_plan(tmp_path: Path) -> None:
     assert dask_nmf.plan(blocked(scipy.sparse.csr_array), RANK).nnz == DENSE.size // 10
 
 
+@pytest.mark.parametrize(("chunk", "told"), [(10**6, True), (10, False)])
+def test_chunks_larger_than_blocks(tmp_path: Path, chunk: int, told: bool) -> None:
+    plan = dask_nmf.plan(group(tmp_path / "V", CSR, chunk), RANK, block_rows=10)
+    assert any("two of them decode one" in advice for advice in plan.advice) == told
+    plan = dask_nmf.plan(group(tmp_path / "M", CSR, chunk, compressors=None), RANK, block_rows=10)
+    assert not plan.advice
+
+
 def test_memory_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Smaller blocks where it is tight, or the refusal: there are no tiles."""
     monkeypatch.setattr(blocks, "BASE_BYTES", 0)

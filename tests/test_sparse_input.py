@@ -33,6 +33,13 @@ def test_entries_that_are_not_allowed(tmp_path: Path, kind: str, value: float) -
         run(V)
 
 
+def test_entries_sent_to_a_cluster(cluster: str) -> None:
+    bad = CSR.copy()
+    bad.data[7] = np.nan
+    with Client(cluster), pytest.raises(ValueError, match="finite and non-negative, but row"):
+        run(bad)
+
+
 def _spoilt(**arrays: Any) -> Any:
     """CSR with other arrays, past scipy's own checks."""
     V = CSR.copy()
