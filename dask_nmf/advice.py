@@ -4,8 +4,9 @@ from collections.abc import Iterator
 
 from dask.utils import format_bytes, format_time
 
-from dask_nmf.blocks import MAX_BLOCKS, Geometry
-from dask_nmf.io import Matrix
+from dask_nmf.blocks import MAX_BLOCKS
+from dask_nmf.geometry import Geometry
+from dask_nmf.matrix import Matrix
 from dask_nmf.plans import Plan
 
 CHUNK_SECONDS = {"local": 60e-6, "remote": 2e-3}
@@ -23,13 +24,17 @@ DECODING = {
 """Bytes per second and thread, about: measured on float32 counts."""
 
 _LEAST_GAIN = 0.05  # seconds per pass: less is not worth a line
+_LEAST_SHARE = 0.2  # of a pass, likewise
 
 
 def advise(plan: Plan, geometry: Geometry, matrix: Matrix, cores: int) -> Iterator[str]:
     """Each piece of advice, the most useful first; `geometry` is that of V, with all threads."""
     yield from _more_memory(plan, geometry)
     if matrix.stored:
-        yield from _other_chunks(plan, geometry, matrix)
+        if matrix.sparse:
+            yield from _smaller_chunks(plan, matrix)
+        else:
+            yield from _other_chunks(plan, geometry, matrix)
         yield from _other_codec(plan)
     if plan.blocks > MAX_BLOCKS:
         yield (
@@ -64,7 +69,7 @@ def _more_memory(plan: Plan, geometry: Geometry) -> Iterator[str]:
         )
     if 0 < plan.kept_blocks < plan.blocks:
         all_of_it = plan.peak_bytes + (plan.blocks - plan.kept_blocks) * (
-            plan.block[0] * plan.block[1] * geometry.itemsize // plan.processes
+            geometry.block_bytes(*plan.block[:: -1 if plan.transposed else 1]) // plan.processes
         )
         needs = format_bytes(int(all_of_it / 0.9))
         yield f"with memory= of {needs} all of V would be read only once"
@@ -93,6 +98,16 @@ def _other_chunks(plan: Plan, geometry: Geometry, matrix: Matrix) -> Iterator[st
         yield (
             f"V can only be had in {plan.blocks} block(s), too few for {at_once} threads: rechunk "
             f"it to rows (dask-nmf rechunk): up to {at_once / plan.blocks:.0f} times faster"
+        )
+
+
+def _smaller_chunks(plan: Plan, matrix: Matrix) -> Iterator[str]:
+    size = matrix.source.shared_bytes
+    twice = (plan.blocks - 1) * size
+    if twice > _LEAST_SHARE * plan.decoded_bytes:
+        yield (
+            f"blocks begin within chunks, and two of them decode one: {format_bytes(twice)} more a "
+            f"pass. Write V's data and indices in chunks of some 1 MiB (now {format_bytes(size)})"
         )
 
 

@@ -6,200 +6,17 @@ cheaper, and is a tile of both where neither fits; then a sweep costs two reads 
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from math import ceil, isqrt, log, log2
+from math import ceil, isqrt, log2
 
 from dask.utils import format_bytes
 
-TARGET_BYTES = 64 * 2**20
-"""Size of a block when nothing else decides: some 0.1 s of reading, far above a task's 1 ms."""
+from dask_nmf.geometry import FAN_IN, Geometry
 
 MAX_BLOCKS = 10_000
 """Tasks cost dask's scheduler up to 1 ms each: more blocks than this make it the bottleneck."""
 
-BASE_BYTES = 165 * 2**20
-"""A Python process with numpy, dask and zarr loaded, and what its heap keeps."""
-
-WORKER_BYTES = 150 * 2**20
-"""The same of a worker of a cluster, which does not build graphs."""
-
-FACTOR_COPIES = 5
-"""float64 (rows, k) arrays alive in a half-step: V @ H.T, F, both transposed, the result."""
-
-W_COPIES = 2.5
-"""The old W, the new one, and the holes that small blocks leave in malloc's heaps."""
-
-H_COPIES = 6
-"""float64 (k, n) arrays on the driver: H, the new one, W.T @ V, and HALS's transposed copies."""
-
-GRAPH_BYTES = 15 * 2**10
-"""Of dask's graph of a pass on the driver, per block: measured at 1,000 and at 10,000 blocks."""
-
-WAITING_BLOCKS = 2
-"""Blocks that a worker of a cluster holds beside those at work: read ahead, or not yet dropped."""
-
-FAN_IN = 8
-"""Sums over blocks are trees of this width over the block index: the same bits on any cluster."""
-
-MODEL_ALL = 2**20
-"""m k up to which the model between passes has all rows of V: some 0.1 s for ten steps."""
-
-MODEL_ROWS, MODEL_ROWS_PER_COMPONENT = 8192, 256
-"""Of a sample, where it has not all; the more of the two."""
-
-START_ROWS, START_ROWS_PER_COMPONENT, START_BYTES = 1024, 50, 2**25
-"""Of V, for the start of a divergence: the more of the two, as far as dense rows take no more."""
-
-SLAB = 2**17
-"""Entries of V, or non-zeros, for which W @ H is formed at a time: some arrays stay in cache."""
-
-PARALLEL = 4
-"""Blocks at work at once, when the cost of a grid is weighed."""
-
 _LEAST_HEIGHT = 8  # rows per component: a block should weigh more than its share of W.T @ V
 _TRANSPOSE_GAIN = 1.25  # it costs a pass more at the start: not worth it for less
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """What the memory of a pass depends on. Sizes in rows, columns and bytes per number.
-
-    Attributes
-    ----------
-    m, n, rank : int
-    itemsize, stored : int
-        Bytes per number in a block and in the store.
-    chunk, piece : (int, int)
-        Of what lies under one key of the store, and the least of it that can be read at its own
-        cost: an inner chunk of a mapped shard, one number where nothing has to be decoded.
-    payload, decoded, extra : float
-        Bytes held beside a block while it is read: per decoded byte of the chunk that is put into
-        it, of the piece, and of the block.
-    in_place : bool
-        Whether a block within one chunk is the mapped chunk itself: nothing is beside it then.
-    threads, processes : int
-    resident : int
-        Bytes of V that each process holds anyway.
-    W_on_disk : bool
-        Whether W lies in a store between two passes, or in the workers' memory.
-    start_width : int
-        Columns of the (m, width) array that the start holds in the workers' memory.
-    model : bool
-        Whether the driver keeps a sketch of V, and a model of it between passes.
-    local : bool
-        Whether the driver's own arrays are in the same process.
-    target : int
-        The wanted bytes of a block.
-    entrywise : bool
-        Whether W @ H is formed, in slabs, as for a divergence; then `pairs` second derivatives of
-        each column are summed, and each entry may have a weight of `weight_bytes`.
-    """
-
-    m: int
-    n: int
-    rank: int
-    itemsize: int
-    stored: int
-    chunk: tuple[int, int]
-    piece: tuple[int, int]
-    threads: int
-    processes: int
-    payload: float = 0.0
-    decoded: float = 0.0
-    in_place: bool = False
-    extra: float = 0.0
-    resident: int = 0
-    W_on_disk: bool = False
-    start_width: int = 0
-    model: bool = False
-    local: bool = True
-    target: int = TARGET_BYTES
-    entrywise: bool = False
-    pairs: int = 0
-    weight_bytes: int = 0
-
-    @property
-    def T(self) -> "Geometry":
-        """That of V.T."""
-        chunk, piece = self.chunk[::-1], self.piece[::-1]
-        return replace(self, m=self.n, n=self.m, chunk=chunk, piece=piece)
-
-    def parts(self, rows: int, columns: int) -> dict[str, int]:
-        """Projected bytes of one process with blocks of that size, by what they are for.
-
-        threads x (block + what is decoded into it + factors of the block + partial products)
-        + W + sums in their trees + H and its copies + the process itself.
-        """
-        k, itemsize = self.rank, self.itemsize
-        block = rows * columns * itemsize
-        chunk, piece = (
-            min(rows, size[0]) * min(columns, size[1]) for size in (self.chunk, self.piece)
-        )
-        reading = self.payload * chunk + self.decoded * piece + self.extra * rows * columns
-        if self.in_place and rows <= self.chunk[0]:
-            reading = 0.0
-        block += rows * columns * self.weight_bytes
-        waiting = 0 if self.local else WAITING_BLOCKS
-        factors = rows * k * (FACTOR_COPIES * 8 + 2 * itemsize * self.W_on_disk)
-        per_process = ceil(self.m / self.processes)
-        W = 0 if self.W_on_disk else ceil(W_COPIES * per_process * k * itemsize)
-        start = per_process * self.start_width * 8
-        blocks = ceil(self.m / rows) * ceil(self.n / columns)
-        # The first pass multiplies with the sketch's directions: more than k columns.
-        width = sketch_width(self.n, k) if self.model else k
-        if self.entrywise:
-            width = 3 + 2 * k + self.pairs
-        sums = _live_sums(ceil(self.m / rows)) * width * columns * 8
-        if columns < self.n:
-            sums += _live_sums(ceil(self.n / columns)) * rows * k * 8
-        parts = {
-            "process": (BASE_BYTES if self.local else WORKER_BYTES) + self.resident,
-            "blocks": (self.threads + waiting) * block + self.threads * ceil(reading * self.stored),
-            "half-steps": self.threads * (factors + width * columns * (itemsize + 8)),
-            "sums": sums,
-            "graph": blocks * GRAPH_BYTES if self.local else 0,
-            "W": max(W, start),
-            "H": (H_COPIES if self.local else 2) * k * self.n * 8,
-            "model": 0,
-        }
-        if self.entrywise:
-            parts["half-steps"] += self.threads * self._slabs(columns)
-            start = 6 * sample_height(self.m, columns, k, False) * columns * 8
-            parts["H"] += max(3 * width * columns * 8, start) if self.local else 0
-        if self.model:
-            held, between, picked = self._model(width, block)
-            parts["half-steps"] += self.threads * picked
-            # Steps on the model are taken when no block is there.
-            passing = parts["blocks"] + parts["half-steps"] + parts["sums"]
-            parts["model"] = held + max(0, between - passing) if self.local else 0
-        return parts
-
-    def _slabs(self, columns: int) -> int:
-        """Bytes of one visit beyond the factors: arrays of a slab, and of pairs of components."""
-        rows = max(1, SLAB // columns)
-        of_pairs = 3 * (rows + columns) * self.pairs + 2**23 * (self.pairs > 0)
-        return 8 * (12 * max(SLAB, columns) + of_pairs + rows * self.rank**2)
-
-    def _model(self, width: int, block: int) -> tuple[int, int, int]:
-        """Bytes of the sketch and what a pass adds to it; of the steps; and of a block's sample."""
-        k, s = self.rank, sample_size(self.m, self.rank)
-        seen = 0 if s < self.m else 2 * s * k * self.itemsize
-        held = 8 * width * (s + self.n) + seen
-        between = 8 * (s * (2 * width + 15 * k) + self.n * (3 * width + 13 * k))
-        return held, between, ceil(block * s / self.m) if s < self.m else 0
-
-    def peak_bytes(self, rows: int, columns: int | None = None) -> int:
-        """Projected peak of one process."""
-        return sum(self.parts(rows, columns or self.n).values())
-
-    def cost(self, rows: int) -> float:
-        """Bytes moved in a pass, as if by one thread: what the orientation is chosen by.
-
-        Not by the threads that there are: the same call gives the same blocks, so the same bits.
-        """
-        blocks = ceil(self.m / rows)
-        copied = 2 if self.chunk[1] < self.n else 1
-        moved = copied * self.m * self.n * self.itemsize + 2 * blocks * self.rank * self.n * 8
-        return moved / min(blocks, PARALLEL)
 
 
 @dataclass(frozen=True)
@@ -243,6 +60,11 @@ def choose_grid(
         if memory is not None and geometry.peak_bytes(rows) > memory:
             raise ValueError(_refusal(geometry, memory, rows))
         return Grid(even(geometry.m, rows), (geometry.n,))
+    if geometry.entries is not None:  # only rows of what is stored can be read
+        side = geometry.T if geometry.by_columns else geometry
+        if rows := block_height(side, memory):
+            return Grid(even(side.m, rows), (side.n,), geometry.by_columns)
+        raise ValueError(_refusal(geometry, memory or 0))
     sides = (geometry, geometry.T)
     by_row, by_column = (block_height(side, memory) for side in sides)
     if by_row and by_column and sides[0].cost(by_row) <= _TRANSPOSE_GAIN * sides[1].cost(by_column):
@@ -258,8 +80,11 @@ def choose_grid(
 
 def block_height(geometry: Geometry, memory: int | None) -> int:
     """Rows of a block of whole rows: near the target, whole chunks if they fit; 0: nothing does."""
+    whole = geometry.m * geometry.n * geometry.itemsize
+    if geometry.entries is not None:
+        whole = geometry.nnz * (geometry.itemsize + geometry.index)
     wanted = max(
-        geometry.target // (geometry.n * geometry.itemsize),
+        geometry.target * geometry.m // max(1, whole),
         ceil(geometry.m / MAX_BLOCKS),
         _LEAST_HEIGHT * geometry.rank,
     )
@@ -310,6 +135,11 @@ def _tile(geometry: Geometry, memory: int) -> tuple[int, int]:
 
 
 def _given(geometry: Geometry, block_rows: int) -> int:
+    if geometry.by_columns:
+        raise ValueError(
+            "block_rows must be None for a V in CSC form, which is streamed by its columns, got "
+            f"{block_rows:,}: write V in CSR form, or leave block_rows out"
+        )
     piece = geometry.piece[0]
     if block_rows % piece and block_rows < geometry.m:
         raise ValueError(
@@ -337,6 +167,8 @@ def _refusal(geometry: Geometry, memory: int, block_rows: int | None = None) -> 
             (geometry.T.parts(columns, m), (m, columns)),
             (geometry.parts(*geometry.piece), geometry.piece),
         ]
+        if geometry.entries is not None:
+            options = options[1:2] if geometry.by_columns else options[:1]
     parts, block = min(options, key=lambda option: sum(option[0].values()))
     needs = format_bytes(sum(parts.values()))
     listed = ", ".join(f"{name} {format_bytes(size)}" for name, size in parts.items() if size)
@@ -351,15 +183,9 @@ def _refusal(geometry: Geometry, memory: int, block_rows: int | None = None) -> 
     if parts["W"] > 0.1 * memory:
         text += ", take init='random'" if geometry.W_on_disk else ", keep W on disk with out="
     rows = block_height(replace(geometry, piece=(1, 1), chunk=(1, n)), memory)
-    if rows:
+    if rows and geometry.entries is None:
         return text + f", or rechunk V to at most {rows:,} rows per chunk (dask-nmf rechunk)"
     return text + ", or take a smaller rank"
-
-
-def _live_sums(blocks: int) -> int:
-    """Partial sums alive at once: up to FAN_IN - 1 wait on each level of the tree."""
-    levels = ceil(log(blocks, FAN_IN)) if blocks > 1 else 0
-    return min((FAN_IN - 1) * levels + 1, blocks + 1)
 
 
 def _nodes(leaves: int) -> int:
@@ -370,23 +196,6 @@ def _nodes(leaves: int) -> int:
         nodes += leaves
         if leaves == 1:
             return nodes
-
-
-def sample_size(m: int, rank: int) -> int:
-    """Rows of V in the sketch and the model."""
-    return m if m * rank <= MODEL_ALL else min(m, max(MODEL_ROWS, MODEL_ROWS_PER_COMPONENT * rank))
-
-
-def sample_height(m: int, n: int, rank: int, sparse: bool) -> int:
-    """Rows of V that the start of a divergence is found on; fewer where dense rows are long."""
-    wanted = max(START_ROWS, START_ROWS_PER_COMPONENT * rank)
-    room = wanted if sparse else max(rank, START_BYTES // (8 * n))
-    return min(m, wanted, room)
-
-
-def sketch_width(n: int, rank: int) -> int:
-    """Random directions that V is multiplied with for the sketch."""
-    return min(n, 3 * rank + 10)
 
 
 def even(total: int, height: int) -> tuple[int, ...]:

@@ -171,7 +171,7 @@ def _parser() -> argparse.ArgumentParser:
 
     fit = commands.add_parser("fit", help="factor a zarr array into W and H")
     fit.set_defaults(run=_fit)
-    fit.add_argument("V", help="path or URL of the zarr array, (m, n), non-negative")
+    fit.add_argument("V", help="path or URL of the zarr array or sparse group, non-negative")
     fit.add_argument("out", help="path or URL of the zarr group for W, H and the history")
     _shared(fit)
     fit.add_argument("--loss", default="frobenius")

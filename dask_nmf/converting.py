@@ -13,8 +13,8 @@ from dask.utils import format_bytes
 from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.core.sync import sync  # zarr's own event loop
 
-from dask_nmf.blocks import BASE_BYTES
 from dask_nmf.files import open_source
+from dask_nmf.geometry import BASE_BYTES
 from dask_nmf.io import absolute, check_apart
 from dask_nmf.limits import default_memory
 from dask_nmf.options import parse_memory

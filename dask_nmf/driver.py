@@ -12,9 +12,9 @@ from dask_nmf.blas import arithmetic, one_blas_thread
 from dask_nmf.checkpoint import Run
 from dask_nmf.fingerprint import problem
 from dask_nmf.init import NNDSVD
-from dask_nmf.io import Missing
 from dask_nmf.loop import Kept, failures_named, run_job
 from dask_nmf.losses import Loss
+from dask_nmf.matrix import Missing
 from dask_nmf.newton import AnySolver
 from dask_nmf.options import check_int
 from dask_nmf.output import open_output
@@ -60,7 +60,9 @@ def factorize(
     Parameters
     ----------
     V : zarr array, path or URL of one, dask array or numpy array; (m, n)
-        Finite and non-negative. Any 2-D chunks; a block of whole rows must fit in memory.
+        Finite and non-negative. Any 2-D chunks; a block of whole rows must fit in memory. Or
+        sparse: a zarr group with a csr_matrix or csc_matrix as anndata writes it, a matrix of
+        scipy.sparse, or a dask array with blocks of scipy.sparse or of the package sparse.
     rank : int
         k, the number of components.
     out : path, URL or zarr group, optional
@@ -142,7 +144,7 @@ def factorize(
     the history are those of V, and never rise: a pass that leads to a worse one is dropped. A fit
     so close that its error cannot be told from the sums of a pass costs one more pass: once, or in
     each sweep where `rank` is above V's own.
-    Memory per process: see ``blocks.Geometry.peak_bytes``.
+    Memory per process: see ``geometry.Geometry.peak_bytes``.
 
     Examples
     --------

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_array, issparse
 
-from dask_nmf.blocks import SLAB
 from dask_nmf.divergences import Beta
+from dask_nmf.geometry import SLAB
 from dask_nmf.newton import Newton, descend, diagonal, pair_count, pair_products
 from dask_nmf.penalties import Penalties, Penalty
 from dask_nmf.solvers import HALS, MU

@@ -5,15 +5,15 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-import zarr
 from dask.base import tokenize
 from zarr.core.sync import sync
 from zarr.storage import FsspecStore, LocalStore, ObjectStore, WrapperStore
 
+from dask_nmf.csr import CSR
 from dask_nmf.init import Given, Start
-from dask_nmf.io import Matrix, open_matrix
+from dask_nmf.io import open_matrix
 from dask_nmf.losses import Loss
+from dask_nmf.matrix import Matrix
 from dask_nmf.newton import AnySolver
 from dask_nmf.options import Options
 from dask_nmf.retrying import insist
@@ -65,13 +65,13 @@ def differences(mine: dict[str, Any], theirs: dict[str, Any]) -> str:
 def identity(matrix: Matrix) -> str | None:
     """A digest of what tells, without a read of V, that its entries may have changed.
 
-    Names, sizes and times (or tags) of all stored objects; the entries of a numpy array. None
+    Names, sizes and times (or tags) of all stored objects; the entries of one in memory. None
     where nothing is known: of dask arrays and unknown stores.
     """
     source = matrix.source
-    if isinstance(source, np.ndarray):
-        return str(tokenize(source))
-    if not isinstance(source, zarr.Array):
+    if matrix.in_memory:
+        return source.token() if isinstance(source, CSR) else str(tokenize(source))
+    if not matrix.stored:
         return None
     store = source.store
     while isinstance(store, WrapperStore):

@@ -8,7 +8,8 @@ import dask.array as da
 import numpy as np
 import zarr
 
-from dask_nmf.blocks import FAN_IN, Grid
+from dask_nmf.blocks import Grid
+from dask_nmf.geometry import FAN_IN
 from dask_nmf.io import open_matrix
 from dask_nmf.stream import from_rows, gram, matmul
 from dask_nmf.types import Array, DaskArray, Once, Sums, at_once
@@ -257,12 +258,13 @@ class Given:
             found = getattr(factor, "shape", None)
             if found != wanted:
                 raise ValueError(f"init: {name} must be an array of shape {wanted}, got {found}")
-            if isinstance(factor, np.ma.MaskedArray) or not isinstance(
-                factor, (np.ndarray, da.Array, zarr.Array)
-            ):
+            dense = isinstance(factor, (np.ndarray, da.Array, zarr.Array))
+            if not dense or isinstance(factor, np.ma.MaskedArray):
                 raise TypeError(
                     f"init: {name} must be a numpy, dask or zarr array, got {type(factor).__name__}"
                 )
+            if not isinstance(getattr(factor, "_meta", factor[:0, :0]), np.ndarray):
+                raise TypeError(f"init: {name} must be dense, got sparse dask blocks")
             if factor.dtype.kind not in "fiub":
                 raise TypeError(f"init: {name} must hold real numbers, got dtype {factor.dtype}")
         H = np.asarray(self.H)

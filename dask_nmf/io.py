@@ -1,310 +1,27 @@
-"""What V may be, and how its row blocks are read: zarr, path, URL, dask array, numpy array."""
+"""What V may be: how it is opened and checked, from path, URL, zarr, dask, numpy and scipy."""
 
 import os
 import warnings
-from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import dask.array as da
 import numpy as np
+import scipy.sparse
 import zarr
-from scipy.sparse import issparse
 from zarr.storage import FsspecStore, MemoryStore, StorePath, WrapperStore
 
-from dask_nmf.blocks import Grid
-from dask_nmf.layout import stored_share
-from dask_nmf.reader import Reader
+from dask_nmf.csr import CSR
+from dask_nmf.matrix import Matrix, Missing
 from dask_nmf.retrying import insist
-from dask_nmf.stream import from_boxes
-from dask_nmf.types import AnyArray, Array, DaskArray, working_dtype
-
-Missing = Literal["error", "zero", "nan"]
-
-
-@dataclass(frozen=True)
-class Matrix:
-    """V (m, n) behind one door; its transpose behind another of the same kind.
-
-    Attributes
-    ----------
-    source : zarr.Array, dask array or numpy array
-    shape : (int, int)
-        Of what is streamed: of V.T if transposed.
-    uri : str
-        Where it lies, for people and for comparing with `out`.
-    strict : bool
-        Whether a chunk that the store does not hold is an error.
-    transposed : bool
-        Whether it is the source's transpose.
-    kept : dask array, optional
-        The first row blocks, which the workers keep decoded.
-    checked : bool
-        Whether an entry that is NaN, infinite or negative is an error wherever it is read.
-    weights : Matrix, optional
-        Of each entry; where that is 0 the entry is not looked at.
-    nan : bool
-        Whether NaN is an entry that is missing.
-    name : str
-        Of the argument, for people.
-    """
-
-    source: Any
-    shape: tuple[int, int]
-    dtype: np.dtype[Any]
-    uri: str
-    strict: bool = True
-    transposed: bool = False
-    kept: Any = None
-    checked: bool = True
-    weights: "Matrix | None" = None
-    nan: bool = False
-    name: str = "V"
-
-    @property
-    def missing(self) -> Missing:
-        """The option that it was opened with."""
-        return "nan" if self.nan else "error" if self.strict else "zero"
-
-    @property
-    def partial(self) -> bool:
-        """Whether its entries have weights."""
-        return self.nan or self.weights is not None
-
-    @property
-    def sparse(self) -> bool:
-        return False
-
-    @property
-    def unchecked(self) -> "Matrix":
-        """The same, whatever its entries."""
-        return replace(self, checked=False)
-
-    @property
-    def T(self) -> "Matrix":
-        weights = None if self.weights is None else self.weights.T
-        found = replace(self, shape=self.shape[::-1], transposed=not self.transposed)
-        return replace(found, weights=weights)
-
-    @property
-    def nbytes(self) -> int:
-        return self.shape[0] * self.shape[1] * self.dtype.itemsize
-
-    @property
-    def kept_bytes(self) -> int:
-        """Of the source that later passes need not read."""
-        return 0 if self.kept is None else self.kept.size * self.dtype.itemsize
-
-    @property
-    def in_memory(self) -> bool:
-        return isinstance(self.source, np.ndarray)
-
-    @property
-    def stored(self) -> bool:
-        """Whether it lies in a zarr array, rather than in memory or behind a dask graph."""
-        return isinstance(self.source, zarr.Array)
-
-    @cached_property
-    def stored_share(self) -> tuple[float, float] | None:
-        """Stored over decoded bytes, mean and maximum over some chunks, where that is known."""
-        return stored_share(self.source) if self.stored else None
-
-    def blocks(self, grid: Grid, dtype: np.dtype[Any] | None = None) -> DaskArray:
-        """A dask array of these blocks; unique keys, so always re-read. None: the working dtype."""
-        dtype = dtype or working_dtype(self.dtype)
-        if isinstance(self.source, da.Array):
-            told = {"dtype": self.source.dtype, "meta": np.empty((0, 0), self.source.dtype)}
-            V = self.source.map_blocks(_as_told, self.source.dtype, **told)
-            V = (V.T if self.transposed else V).rechunk(grid.chunks)
-            meta = np.empty((0, 0), dtype)
-            if not self.checked:
-                return V.map_blocks(_as_block, dtype, dtype=dtype, meta=meta)
-            told = {"dtype": dtype, "meta": meta}
-            return V.map_blocks(_as_checked_block, self.transposed, self.name, **told)
-        boxes: Any = Boxes(self.source, dtype)
-        if isinstance(self.source, zarr.Array):
-            boxes = Reader(self.source, dtype, self.strict)
-        if self.checked:
-            boxes = Checked(boxes, self.name)
-        V = from_boxes(Transposed(boxes) if self.transposed else boxes, grid.chunks)
-        if self.kept is None:
-            return V
-        if self.kept.shape == V.shape:
-            return self.kept
-        return da.concatenate([self.kept, V.blocks[self.kept.numblocks[0] :]])
-
-    def observed(self, grid: Grid) -> tuple[DaskArray, DaskArray | None]:
-        """V's blocks, and those of its weights where entries have any: 0 is not there."""
-        if not self.partial:
-            return self.blocks(grid), None
-        V = self.unchecked.blocks(grid)
-        M = None if self.weights is None else self.weights.blocks(grid)
-        told = {"meta": np.empty((0, 0), V.dtype), "dtype": V.dtype}
-        if self.nan:
-            M = V.map_blocks(_there, *(() if M is None else (M,)), token="nmf-there", **told)
-        return V.map_blocks(_checked_where, M, self.transposed, token="nmf-check", **told), M
-
-    def keep(self, grid: Grid, blocks: int) -> "Matrix":
-        """Read the first row blocks now, and keep them in the workers' memory."""
-        if not blocks:
-            return self
-        return replace(
-            self,
-            kept=(self.unchecked if self.partial else self).blocks(grid).blocks[:blocks].persist(),
-        )
-
-    def held_by_workers(self, grid: Grid) -> "Matrix":
-        """A numpy V sent to the workers of a cluster once, instead of whole with every task."""
-        if self.weights is not None:
-            weights = self.weights.held_by_workers(grid)
-            return replace(replace(self, weights=None).held_by_workers(grid), weights=weights)
-        if not self.in_memory:
-            return self
-        V = self.source.T if self.transposed else self.source
-        rows, columns = (np.cumsum(sizes)[:-1] for sizes in grid.chunks)
-        parts = [
-            [
-                da.from_array(part, chunks=part.shape, name=False)
-                for part in np.split(row, columns, 1)
-            ]
-            for row in np.split(V, rows)
-        ]
-        return replace(self, source=da.block(parts).persist(), transposed=False)
-
-
-@dataclass(frozen=True)
-class Boxes:
-    """Boxes of a numpy array when sliced: contiguous, aligned, in dtype."""
-
-    source: Array
-    dtype: np.dtype[Any]
-    ndim = 2
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.source.shape
-
-    def __getitem__(self, index: Any) -> Array:
-        return _as_block(self.source[index], self.dtype)
-
-
-@dataclass(frozen=True)
-class Transposed:
-    """The transpose of boxes; not copied, so in Fortran's order."""
-
-    boxes: Any
-    ndim = 2
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.boxes.shape[::-1])
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        found: np.dtype[Any] = self.boxes.dtype
-        return found
-
-    def __getitem__(self, index: Any) -> Array:
-        block: Array = self.boxes[index[::-1]]
-        return block.T
-
-
-@dataclass(frozen=True)
-class Checked:
-    """Boxes whose entries are finite and non-negative: anything else is an error."""
-
-    boxes: Any
-    name: str = "V"
-    ndim = 2
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.boxes.shape)
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        found: np.dtype[Any] = self.boxes.dtype
-        return found
-
-    def __getitem__(self, index: Any) -> Array:
-        block: Array = self.boxes[index]
-        corner = (index[0].start or 0, index[1].start or 0)
-        _check_entries(block, corner, getattr(self.boxes, "array", None), self.name)
-        return block
-
-
-def _check_entries(
-    block: Array, corner: tuple[int, int], array: Any = None, name: str = "V"
-) -> None:
-    """Raise at the first entry of a block of V that is NaN, infinite or negative.
-
-    Read as unsigned integers these are larger than all other numbers: one look will do.
-    """
-    words = block.view(f"u{block.dtype.itemsize}")
-    if not words.size or words.max() < np.array(np.inf, block.dtype).view(words.dtype):
-        return
-    bad = ~(np.isfinite(block) & (block >= 0))
-    if not bad.any():  # negative zeros
-        return
-    inside = tuple(int(i[0]) for i in np.nonzero(bad))
-    place = corner[0] + inside[0], corner[1] + inside[1]
-    chunk = ""
-    if array is not None:
-        sizes = array.shards or array.chunks
-        key = array.metadata.encode_chunk_key(
-            tuple(i // size for i, size in zip(place, sizes, strict=True))
-        )
-        chunk = f" (chunk {key!r} of {array.store_path})"
-    raise ValueError(
-        f"{name} must be finite and non-negative, but row {place[0]}, column {place[1]} holds "
-        f"{block[inside]}{chunk}: mask, clip or drop such entries before factoring"
-    )
-
-
-def _as_told(x: Any, dtype: np.dtype[Any], block_info: Any = None) -> Array:
-    """A block of a dask array as a plain array, if it is what the array says that it is."""
-    shape, wrong = block_info[None]["chunk-shape"], ""
-    if isinstance(x, np.ma.MaskedArray) or not isinstance(x, np.ndarray):
-        wrong = f"is a {type(x).__name__}, not a dense numpy array"
-    elif x.shape != shape:
-        wrong = f"has shape {x.shape}, not {shape}"
-    elif not (np.can_cast(x.dtype, dtype) or x.dtype.kind == dtype.kind == "f"):
-        wrong = f"holds {x.dtype}, not {dtype}"
-    if wrong:
-        raise TypeError(
-            f"V's dask block {block_info[0]['chunk-location']} {wrong}: the function that makes "
-            "it has to give what the dask array says"
-        )
-    return np.asarray(x, dtype)  # no subclass: np.matrix multiplies in its own way
-
-
-def _as_checked_block(x: AnyArray, transposed: bool, name: str, block_info: Any = None) -> Array:
-    block = _as_block(x, working_dtype(x.dtype))
-    if block_info:
-        rows, columns = (start for start, _ in block_info[0]["array-location"])
-        whole = (block.T, (columns, rows)) if transposed else (block, (rows, columns))
-        _check_entries(*whole, name=name)
-    return block
-
-
-def _there(V_b: Any, M_b: Array | None = None) -> Array:
-    """The weights: 0 where V is NaN."""
-    there = ~np.isnan(V_b)
-    return np.asarray(there if M_b is None else np.where(there, M_b, 0), V_b.dtype)
-
-
-def _checked_where(V_b: Any, M_b: Array, transposed: bool, block_info: Any = None) -> Any:
-    """V_b, if what has a weight there is finite and non-negative."""
-    if block_info:
-        seen = np.where(M_b > 0, V_b.toarray() if issparse(V_b) else V_b, 0)
-        rows, columns = (start for start, _ in block_info[0]["array-location"])
-        whole = (seen.T, (columns, rows)) if transposed else (seen, (rows, columns))
-        _check_entries(np.ascontiguousarray(whole[0]), whole[1])
-    return V_b
-
-
-def _as_block(x: AnyArray, dtype: np.dtype[Any]) -> Array:
-    return np.require(x, dtype=dtype, requirements=["C", "A"])
+from dask_nmf.sparse import (
+    ASSUMED_DENSITY,
+    as_told,
+    from_scipy,
+    is_sparse,
+    open_group,
+)
+from dask_nmf.types import DaskArray
 
 
 # ------------------------------------------------------------------------------- opening V
@@ -332,7 +49,7 @@ def open_weighted(V: Any, missing: Missing, weights: Any) -> Matrix:
 
 
 def open_matrix(V: Any, missing: Missing = "error", name: str = "V") -> Matrix:
-    """V as a Matrix; reads metadata only.
+    """V as a Matrix; reads metadata only, and where the rows of a sparse V are.
 
     Raises
     ------
@@ -343,10 +60,17 @@ def open_matrix(V: Any, missing: Missing = "error", name: str = "V") -> Matrix:
         raise ValueError(f"missing must be 'error', 'zero' or 'nan', got {missing!r}")
     if isinstance(V, (str, os.PathLike)):
         V = _open_path(absolute(V), name)
+    if isinstance(V, zarr.Group) and as_told(V):
+        uri = uri_of(V.store_path)
+        return _from_csr(open_group(V, uri, missing != "zero"), uri, missing == "nan")
+    if scipy.sparse.issparse(V):
+        _check_form(V, name)
+        return _from_csr(from_scipy(V), f"scipy {type(V).__name__}", missing == "nan")
     if not isinstance(V, (zarr.Array, da.Array, np.ndarray)):
         raise TypeError(
-            f"{name} must be a zarr array, a path or URL of one, a dask array or a numpy array, "
-            f"got {type(V).__module__}.{type(V).__name__}"
+            f"{name} must be a zarr array, a path or URL of one, a dask array, a numpy array, or "
+            "sparse: a zarr group with a csr_matrix or csc_matrix as anndata writes it, or a "
+            f"scipy.sparse matrix; got {type(V).__module__}.{type(V).__name__}"
             + (": name one of its arrays" if isinstance(V, zarr.Group) else "")
         )
     _check_form(V, name)
@@ -372,7 +96,7 @@ def absolute(path: str | os.PathLike[str]) -> str:
     return path if "://" in path else os.path.abspath(path)
 
 
-def _open_path(path: str, name: str = "V") -> zarr.Array[Any]:
+def _open_path(path: str, name: str = "V") -> zarr.Array[Any] | zarr.Group:
     try:
         found = insist(lambda: zarr.open(path, mode="r"), f"{name}: opening {path!r}")
     except FileNotFoundError:
@@ -380,12 +104,14 @@ def _open_path(path: str, name: str = "V") -> zarr.Array[Any]:
     except (ImportError, ValueError, LookupError, TypeError, AttributeError) as error:
         told = str(error) if isinstance(error, (ImportError, ValueError)) else repr(error)
         raise ValueError(f"{name}: cannot open {path!r}: {told}") from error
-    if isinstance(found, zarr.Group):
+    if isinstance(found, zarr.Group) and not as_told(found):
         with warnings.catch_warnings():  # about whatever else lies there
             warnings.filterwarnings("ignore", "Object at ", category=UserWarning)
-            names = sorted(found.array_keys())
+            groups = (name for name, group in found.groups() if as_told(group))
+            names = sorted([*found.array_keys(), *groups])
         raise ValueError(
-            f"{name}: {path!r} is a zarr group, not an array; name one of its arrays: "
+            f"{name}: {path!r} is a zarr group, neither an array nor a sparse matrix (by its "
+            "attribute 'encoding-type'); name one of those in it: "
             + (", ".join(f"{path.rstrip('/')}/{name}" for name in names) or "it has none")
         )
     return found
@@ -416,13 +142,27 @@ def _from_dask(V: DaskArray) -> Matrix:
             "V's dask blocks must not be masked arrays: pass da.ma.getdata(V) and "
             "weights=~da.ma.getmaskarray(V)"
         )
+    if is_sparse(V._meta):
+        return Matrix(V, V.shape, V.dtype, f"dask array {V.name}", nnz=_assumed(V.shape))
     if not isinstance(V._meta, np.ndarray):
         kind = f"{type(V._meta).__module__}.{type(V._meta).__name__}"
         raise TypeError(
-            f"V's dask blocks must be dense numpy arrays, got {kind}: convert them with "
-            "V.map_blocks(lambda b: b.toarray())"
+            "V's dask blocks must be numpy arrays, or sparse ones of scipy.sparse or sparse, got "
+            f"{kind}: convert them with V.map_blocks"
         )
     return Matrix(V, V.shape, V.dtype, f"dask array {V.name}")
+
+
+def _assumed(shape: tuple[int, int]) -> int:
+    return int(ASSUMED_DENSITY * shape[0] * shape[1])
+
+
+def _from_csr(source: CSR, uri: str, nan: bool) -> Matrix:
+    """The source is V.T where it was a CSC matrix: V is then what is the transpose."""
+    found = Matrix(source, source.shape, source.dtype, uri, source.strict, nnz=source.nnz, nan=nan)
+    found = found.T if source.of_transpose else found
+    _check_form(found)
+    return found
 
 
 def check_apart(out: str, V_uri: str) -> str:

@@ -1,4 +1,7 @@
-"""How the chunks of a zarr array are encoded, as far as our reader knows; no chunk is read."""
+"""How the chunks of a zarr array are encoded, as far as our reader knows; no chunk is read.
+
+A 1-D array counts as one column.
+"""
 
 import asyncio
 from dataclasses import dataclass
@@ -42,8 +45,14 @@ class Layout:
     shards: str | None = None
 
 
+def as_pair(sizes: Any) -> tuple[int, int]:
+    """The sizes of a 2-D array; of a 1-D one, as a column."""
+    rows, columns = (*sizes, 1)[:2]
+    return rows, columns
+
+
 def find_layout(array: zarr.Array[Any]) -> Layout | None:
-    """The layout of a 2-D array, or None where zarr has to read it.
+    """The layout of an array, or None where zarr has to read it.
 
     That is for codecs that are not known here, and where the user has set another codec pipeline
     in zarr's configuration, which is then used (but for chunks that need no decoding).
@@ -56,8 +65,7 @@ def find_layout(array: zarr.Array[Any]) -> Layout | None:
 
 def _layout(array: zarr.Array[Any]) -> Layout | None:
     metadata: Any = array.metadata
-    rows, columns = array.shards or array.chunks
-    chunk = (rows, columns)
+    chunk = as_pair(array.shards or array.chunks)
     if metadata.zarr_format == 2:
         if metadata.filters or metadata.order != "C":
             return None
@@ -69,7 +77,7 @@ def _layout(array: zarr.Array[Any]) -> Layout | None:
         return _of_codecs(array, chunk, chunk, codecs)
     config = codecs[0]["configuration"]
     index = [codec["name"] for codec in config["index_codecs"]]
-    inner = tuple(config["chunk_shape"])
+    inner = as_pair(config["chunk_shape"])
     if len(codecs) > 1 or index != ["bytes", "crc32c"]:
         return None
     return _of_codecs(array, chunk, inner, config["codecs"], str(config["index_location"]))
@@ -101,11 +109,12 @@ def stored_share(array: zarr.Array[Any], samples: int = 64) -> tuple[float, floa
     """
     if type(array.store).getsize is Store.getsize:
         return None
-    rows, columns = array.shards or array.chunks
-    grid = [-(-size // step) for size, step in zip(array.shape, (rows, columns), strict=True)]
+    chunk = array.shards or array.chunks
+    grid = [-(-size // step) for size, step in zip(array.shape, chunk, strict=True)]
     total = prod(grid)
     numbers = [i * total // min(samples, total) for i in range(min(samples, total))]
-    keys = [array.metadata.encode_chunk_key(divmod(i, grid[1])) for i in numbers]
+    places = np.transpose(np.unravel_index(numbers, grid)).tolist()
+    keys = [array.metadata.encode_chunk_key(tuple(place)) for place in places]
 
     async def size(key: str) -> int:
         try:
@@ -117,5 +126,5 @@ def stored_share(array: zarr.Array[Any], samples: int = 64) -> tuple[float, floa
         return await asyncio.gather(*(size(key) for key in keys))
 
     stored = insist(lambda: sync(sizes()), f"asking for sizes in {array.store_path}")
-    found = np.array(stored) / (rows * columns * array.dtype.itemsize)
+    found = np.array(stored) / (prod(chunk) * array.dtype.itemsize)
     return float(found.mean()), float(found.max())

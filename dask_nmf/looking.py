@@ -6,10 +6,10 @@ import dask.array as da
 import numpy as np
 from scipy.sparse import issparse, vstack
 
-from dask_nmf.blocks import sample_height
 from dask_nmf.divergences import Beta
 from dask_nmf.entrywise import hidden_values
-from dask_nmf.io import Matrix
+from dask_nmf.geometry import sample_height
+from dask_nmf.matrix import Matrix
 from dask_nmf.model import some_rows
 from dask_nmf.planner import Job
 from dask_nmf.stream import first_pass, take_rows

@@ -19,9 +19,9 @@ from dask_nmf.divergences import Beta
 from dask_nmf.errors import PoisonBlock, RunStopped, StorageFailed
 from dask_nmf.fingerprint import identity
 from dask_nmf.init import Given
-from dask_nmf.io import Matrix
 from dask_nmf.looking import look_first
 from dask_nmf.losses import Frobenius
+from dask_nmf.matrix import Matrix
 from dask_nmf.output import IN_MEMORY, Output
 from dask_nmf.planner import Job
 from dask_nmf.plans import Plan

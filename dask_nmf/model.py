@@ -21,13 +21,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from dask_nmf.blocks import (
-    START_ROWS,
-    START_ROWS_PER_COMPONENT,
-    sample_size,
-    sketch_width,
-)
 from dask_nmf.descent import LowRank
+from dask_nmf.geometry import START_ROWS, START_ROWS_PER_COMPONENT, sample_size, sketch_width
 from dask_nmf.penalties import NO_PENALTIES, Penalties
 from dask_nmf.solvers import LookAhead, pseudo_inverse
 from dask_nmf.types import Array, Seen, Sketch, Sums, Trust

@@ -18,7 +18,9 @@ class Plan:
     V, shape, dtype, chunks, codec
         Where V lies, and how it is stored; chunks of a shard as "inner in outer".
     decoded_bytes, stored_bytes : int, int or None
-        Of V; stored ones from the sizes of some of its chunks.
+        Of V (as CSR, if it is sparse); stored ones from the sizes of some of its chunks.
+    nnz : int or None
+        Entries of a sparse V; of a dask array as if 10 % were there.
     rank : int
     between : str
         What improves the factors between two passes.
@@ -72,6 +74,7 @@ class Plan:
     large_factor: str
     output_bytes: int
     disk_bytes: int
+    nnz: int | None = None
     seconds: float | None = None
     advice: tuple[str, ...] = ()
 
@@ -107,9 +110,13 @@ class Plan:
         parts = ", ".join(
             f"{name} {format_bytes(size)}" for name, size in self.parts.items() if size
         )
+        entries = "" if self.nnz is None else f"{self.nnz:,} entries ({self.nnz / (m * n):.2%}), "
         during = f", up to {format_bytes(self.disk_bytes)} until then" if self.disk_bytes else ""
         table = [
-            ("V", f"{m:,} x {n:,} {self.dtype}, {format_bytes(self.decoded_bytes)}{stored}"),
+            (
+                "V",
+                f"{m:,} x {n:,} {self.dtype}, {entries}{format_bytes(self.decoded_bytes)}{stored}",
+            ),
             ("chunks", f"{self.chunks}, {self.codec}"),
             ("rank", f"{self.rank}"),
             (

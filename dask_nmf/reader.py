@@ -26,7 +26,7 @@ from zarr.buffer.cpu import NDBuffer
 from zarr.core.sync import sync  # zarr's own event loop: remote file systems are bound to it
 from zarr.storage import LocalStore, StorePath, WrapperStore
 
-from dask_nmf.layout import Layout, find_layout
+from dask_nmf.layout import Layout, as_pair, find_layout
 from dask_nmf.retrying import insist
 from dask_nmf.types import Array
 
@@ -42,7 +42,10 @@ _METADATA = ("zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata")
 
 @dataclass(frozen=True)
 class Reader:
-    """A 2-D zarr array whose boxes are read when sliced: contiguous, aligned, in `dtype`."""
+    """A zarr array whose boxes are read when sliced: contiguous, aligned, in `dtype`.
+
+    A 1-D array is read as one column.
+    """
 
     array: Any
     dtype: np.dtype[Any]
@@ -53,7 +56,7 @@ class Reader:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return tuple(self.array.shape)
+        return as_pair(self.array.shape)
 
     @cached_property
     def layout(self) -> Layout | None:
@@ -69,9 +72,9 @@ class Reader:
         return self._read(rows, columns, self.layout)
 
     def _read(self, rows: Span, columns: Span, layout: Layout) -> Array:
-        (height, width), encode = layout.chunk, self.array.metadata.encode_chunk_key
+        height, width = layout.chunk
         numbers = [(i, j) for i in _over(rows, height) for j in _over(columns, width)]
-        keys = [encode(number) for number in numbers]
+        keys = [self._key(number) for number in numbers]
         fetch, plain = self._fetcher(keys), _is_plain(layout, self.dtype)
         block = None if plain and len(keys) == 1 else _Block(rows, columns, self.dtype)
         for (i, j), key in zip(numbers, keys, strict=True):
@@ -103,6 +106,11 @@ class Reader:
                 ) from error
         assert block is not None
         return block.values
+
+    def _key(self, number: tuple[int, int]) -> str:
+        """Of the chunk with these numbers."""
+        key: str = self.array.metadata.encode_chunk_key(number[: self.array.ndim])
+        return key
 
     def _decode_shard(
         self, block: "_Block", top: int, left: int, payload: Any, layout: Layout
@@ -144,9 +152,9 @@ class Reader:
         """By zarr, or by the codec pipeline that the user has chosen for it."""
         array, store = self.array, self.array.store_path.store
         if self.strict and isinstance(store, LocalStore):  # pipelines may go around the store
-            height, width = array.shards or array.chunks
+            height, width = as_pair(array.shards or array.chunks)
             for number in product(_over(rows, height), _over(columns, width)):
-                key = array.metadata.encode_chunk_key(number)
+                key = self._key(number)
                 if not os.path.exists(os.path.join(store.root, array.path, key)):
                     raise ValueError(absent(key, self.array.store_path))
         elif self.strict:
@@ -154,7 +162,10 @@ class Reader:
             array = zarr.Array(zarr.AsyncArray(metadata=array.metadata, store_path=path))
         read: Any = empty((rows[1] - rows[0], columns[1] - columns[0]), array.dtype)
         try:
-            array.get_basic_selection((slice(*rows), slice(*columns)), out=NDBuffer(read))
+            selected = (slice(*rows), slice(*columns))[: array.ndim]
+            array.get_basic_selection(
+                selected, out=NDBuffer(read if array.ndim > 1 else read[:, 0])
+            )
         except Absent:
             raise
         except _DAMAGED as error:

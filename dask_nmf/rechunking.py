@@ -14,11 +14,13 @@ from dask.utils import format_bytes
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 from zarr.core.sync import sync  # zarr's own event loop
 
-from dask_nmf.blocks import BASE_BYTES, Geometry, Grid, even
-from dask_nmf.io import Matrix, Missing, absolute, check_apart, check_reachable, open_matrix
+from dask_nmf.blocks import Grid, even
+from dask_nmf.fitting import limit_of
+from dask_nmf.geometry import BASE_BYTES, Geometry
+from dask_nmf.io import absolute, check_apart, check_reachable, open_matrix
+from dask_nmf.matrix import Matrix, Missing
 from dask_nmf.options import parse_memory
 from dask_nmf.output import check_space
-from dask_nmf.planner import limit_of
 from dask_nmf.scheduler import active_scheduler
 from dask_nmf.survey import geometry
 from dask_nmf.types import Array
@@ -113,6 +115,10 @@ def rechunk(
     ((2, 3), True)
     """
     matrix, out = open_matrix(V, missing), absolute(out)
+    if matrix.sparse:
+        raise TypeError(
+            "V must be dense to be rechunked, got a sparse matrix: its rows are read in any chunks"
+        )
     if not isinstance(codec, str) or codec not in _CODECS:
         raise ValueError(f"codec must be one of {sorted(_CODECS)}, got {codec!r}")
     scheduler = active_scheduler()

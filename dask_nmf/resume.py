@@ -6,8 +6,8 @@ from typing import Any
 
 from dask_nmf.checkpoint import Claim, forget, holds_work, newest_claim
 from dask_nmf.fingerprint import differences, identity, same_sums
-from dask_nmf.io import Matrix
 from dask_nmf.looking import sums_of
+from dask_nmf.matrix import Matrix
 from dask_nmf.output import Output, load_result
 from dask_nmf.planner import Job
 from dask_nmf.result import Result

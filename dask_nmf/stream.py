@@ -15,7 +15,7 @@ from typing import Any
 import dask.array as da
 import numpy as np
 
-from dask_nmf.blocks import FAN_IN
+from dask_nmf.geometry import FAN_IN
 from dask_nmf.penalties import NO_PENALTY, Penalty
 from dask_nmf.reader import Reader
 from dask_nmf.solvers import MU, Solver

@@ -8,8 +8,8 @@ import numpy as np
 
 from dask_nmf.checkpoint import Run
 from dask_nmf.descent import after, extrapolate
-from dask_nmf.io import Matrix
 from dask_nmf.losses import Frobenius, cancellation, relative
+from dask_nmf.matrix import Matrix
 from dask_nmf.model import directions, first_trust, look_ahead, look_from_start, sample_rows
 from dask_nmf.newton import Newton
 from dask_nmf.penalties import Penalties, Penalty

@@ -1,10 +1,12 @@
-"""The tasks of a pass: what is done to one block of V, in numpy, with one BLAS thread."""
+"""The tasks of a pass: what is done to one block of V, dense or csr_array, with one BLAS thread."""
 
 from typing import Any
 
 import numpy as np
+from scipy.sparse import issparse
 
 from dask_nmf.blas import single_threaded
+from dask_nmf.csr import row_slabs, transposed_product
 from dask_nmf.penalties import NO_PENALTY, Penalty
 from dask_nmf.retrying import insist
 from dask_nmf.solvers import Solver, half_step
@@ -18,9 +20,9 @@ def aligned(x: Any) -> Any:
     """x, contiguous and aligned, copied only if it is not.
 
     Arrays that travelled between workers may lie at odd addresses, for which BLAS takes another
-    path: the bits would depend on which worker ran the task.
+    path: the bits would depend on which worker ran the task. (scipy adds in one order anywhere.)
     """
-    if not isinstance(x, np.ndarray):  # sparse
+    if issparse(x):
         return x
     return x if x.flags.forc and x.flags.aligned else x.copy(order="A")
 
@@ -30,9 +32,11 @@ def factor_dtype(F: AnyArray) -> np.dtype[Any]:
 
 
 @single_threaded
-def product(A: Array, B: Array) -> Any:
+def product(A: Any, B: Any) -> Any:
     # What is infinite or overflows is found, and named, by `inspect` and by the error's value.
     with np.errstate(over="ignore", invalid="ignore"):
+        if issparse(B):
+            return transposed_product(aligned(A), B)
         return aligned(A) @ aligned(B)
 
 
@@ -68,15 +72,15 @@ def partial_sum(F: Array) -> Array:
 
 
 @single_threaded
-def partial_residual(V_b: Array, W_b: Array, H: Array) -> Array:
+def partial_residual(V_b: Any, W_b: Array, H: Array) -> Array:
     """W_b.T @ R over sums of R^2 by column, with R = V_b - W_b @ H: (1, k + 1, n), float64."""
     V_b, W_b, H_b = aligned(V_b), aligned(W_b), aligned(H).astype(np.float64)
     rows = max(1, _SLAB_BYTES // (8 * V_b.shape[1]))
     out = np.zeros((1, H_b.shape[0] + 1, V_b.shape[1]))
-    for start in range(0, len(V_b), rows):
+    for start in range(0, V_b.shape[0], rows):
         slab = slice(start, start + rows)
         W_s = W_b[slab].astype(np.float64)
-        R = V_b[slab] - W_s @ H_b
+        R = (V_b[slab].toarray() if issparse(V_b) else V_b[slab]) - W_s @ H_b
         out[0, :-1] += W_s.T @ R
         out[0, -1] += np.einsum("ij,ij->j", R, R)
     return out
@@ -98,17 +102,17 @@ def write_rows(W_b: Array, target: Any, block_info: Any = None) -> Array:
 
 
 @single_threaded
-def inspect(V_b: Array, block_info: Any = None) -> Array:
+def inspect(V_b: Any, block_info: Any = None) -> Array:
     """[[sum, sum of squares, max, mixed sum]] of a block; its entries were checked when read."""
     by_row, by_column = (_weights(*span) for span in block_info[0]["array-location"])
-    rows = max(1, _SLAB_BYTES // (8 * V_b.shape[1]))
     total = squares = mixed = 0.0
     with np.errstate(over="ignore"):
-        for start in range(0, len(V_b), rows):
-            slab = V_b[start : start + rows].astype(np.float64)
-            total += float(slab.sum())
-            squares += float(np.einsum("ij,ij->", slab, slab))
-            mixed += float(by_row[start : start + rows] @ (slab @ by_column))
+        for rows in row_slabs(V_b, _SLAB_BYTES):
+            slab = V_b[rows].astype(np.float64)
+            entries = slab.data[np.newaxis] if issparse(slab) else slab
+            total += float(entries.sum())
+            squares += float(np.einsum("ij,ij->", entries, entries))
+            mixed += float(by_row[rows] @ (slab @ by_column))
     return np.array([[total, squares, V_b.max(), mixed]], dtype=np.float64)
 
 

@@ -27,7 +27,7 @@ from dask_nmf.entrywise import (
     sum_rows,
     visited,
 )
-from dask_nmf.io import Matrix
+from dask_nmf.matrix import Matrix
 from dask_nmf.newton import Newton
 from dask_nmf.planner import Job
 from dask_nmf.solvers import HALS, MU

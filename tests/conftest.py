@@ -51,7 +51,7 @@ def counted(path: Path, V: Array, chunks: tuple[int, int], **kwargs: Any) -> tup
 @pytest.fixture
 def nothing_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """No block of V stays in memory between passes, so that reads can be counted."""
-    monkeypatch.setattr("dask_nmf.planner._SPARE", 0)
+    monkeypatch.setattr("dask_nmf.fitting._SPARE", 0)
 
 
 @pytest.fixture(scope="session")
@@ -89,7 +89,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> Bits:
     folder = tmp_path_factory.mktemp("disk")
     zarr.create_array(folder / "V.zarr", data=V, chunks=(20, 8))
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("dask_nmf.planner._SPARE", 0)
+        patched.setattr("dask_nmf.fitting._SPARE", 0)
         return bits(dask_nmf.factorize(folder / "V.zarr", 3, out=folder / "out.zarr", **OPTIONS))
 
 

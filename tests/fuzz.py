@@ -21,7 +21,7 @@ from typing import Any
 import dask
 
 import dask_nmf
-from dask_nmf import blocks
+from dask_nmf import geometry
 from tests.fuzz_checks import Wrong
 from tests.fuzz_draw import Call, Draw
 from tests.fuzz_options import draw_call, tighten
@@ -74,14 +74,14 @@ def _limited() -> Iterator[None]:
 @contextmanager
 def _weightless(tight: bool) -> Iterator[None]:
     """A process that weighs nothing, so that limits of some kB decide about blocks."""
-    before = {name: getattr(blocks, name) for name in _WEIGHTS}
+    before = {name: getattr(geometry, name) for name in _WEIGHTS}
     for name in _WEIGHTS if tight else ():
-        setattr(blocks, name, 0)
+        setattr(geometry, name, 0)
     try:
         yield
     finally:
         for name, value in before.items():
-            setattr(blocks, name, value)
+            setattr(geometry, name, value)
 
 
 @contextmanager

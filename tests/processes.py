@@ -25,7 +25,7 @@ from typing import Any
 import dask
 from distributed import Client, Scheduler, Worker
 
-from dask_nmf import driver, planner
+from dask_nmf import driver, fitting
 from dask_nmf.blocks import Grid
 from dask_nmf.errors import RunStopped
 from dask_nmf.result import Result
@@ -101,8 +101,8 @@ class Call:
 
     def make(self) -> Result:
         if not self.kept:
-            vars(planner)["_SPARE"] = 0
-        vars(planner)["choose_grid"] = lambda *_: self.grid
+            vars(fitting)["_SPARE"] = 0
+        vars(fitting)["choose_grid"] = lambda *_: self.grid
         dask.config.set(self.config)
         return driver.factorize(self.V, self.rank, out=self.out, **self.options)
 

@@ -28,17 +28,11 @@ V = low_rank(40, 12, 2)
         (V[:0], ValueError, r"must not be empty, got shape \(0, 12\)"),
         (V[:, :0], ValueError, r"must not be empty, got shape \(40, 0\)"),
         (V.tolist(), TypeError, "zarr array, a path or URL of one.*got builtins.list"),
-        (scipy.sparse.csr_array(V), TypeError, "got scipy.sparse._csr.csr_array"),
         (np.ma.masked_less(V, 0.5), TypeError, "must not be a masked array"),
         (
             da.from_array(V, chunks=10)[da.from_array(V, chunks=10)[:, 0] > 0.5],
             ValueError,
             r"unknown chunk sizes.*compute_chunk_sizes\(\)",
-        ),
-        (
-            da.from_array(V, chunks=10).map_blocks(scipy.sparse.csr_array),
-            TypeError,
-            "dense numpy arrays, got scipy.sparse._csr.csr_array: convert them",
         ),
     ],
     ids=lambda x: "" if not isinstance(x, str) else x[:20],
@@ -249,12 +243,12 @@ def test_paths(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="there is no zarr array at '.*nothing.zarr'"):
         dask_nmf.factorize(tmp_path / "nothing.zarr", 2)
     group = zarr.create_group(tmp_path / "group.zarr")
-    with pytest.raises(ValueError, match="is a zarr group, not an array.*it has none"):
+    with pytest.raises(ValueError, match="is a zarr group, neither an array nor .*it has none"):
         dask_nmf.factorize(str(tmp_path / "group.zarr"), 2)
     (tmp_path / "group.zarr" / "notes").mkdir()
     (tmp_path / "group.zarr" / "notes" / "1.txt").write_text("mine")
     group.create_array("X", data=V)
-    with pytest.raises(ValueError, match="name one of its arrays: .*group.zarr/X"):
+    with pytest.raises(ValueError, match="name one of those in it: .*group.zarr/X"):
         dask_nmf.factorize(str(tmp_path / "group.zarr"), 2)
     with pytest.raises(TypeError, match=r"got zarr.*Group: name one of its arrays"):
         dask_nmf.factorize(group, 2)

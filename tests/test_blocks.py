@@ -7,14 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dask_nmf.blocks import (
-    MAX_BLOCKS,
-    TARGET_BYTES,
-    Geometry,
-    block_height,
-    choose_grid,
-    even,
-)
+from dask_nmf.blocks import MAX_BLOCKS, block_height, choose_grid, even
+from dask_nmf.geometry import TARGET_BYTES, Geometry
 
 MiB = 2**20
 BASE = Geometry(

@@ -10,7 +10,7 @@ import zarr
 from distributed import Client
 
 import dask_nmf
-from dask_nmf import blocks, oracle
+from dask_nmf import geometry, oracle
 from dask_nmf.solvers import HALS, MU, Solver
 from tests.conftest import Array, counted, low_rank
 
@@ -34,9 +34,9 @@ pytestmark = pytest.mark.usefixtures("nothing_kept")
 @pytest.fixture
 def tight(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that weighs nothing, so that limits of some kB decide."""
-    monkeypatch.setattr(blocks, "BASE_BYTES", 0)
-    monkeypatch.setattr(blocks, "WORKER_BYTES", 0)
-    monkeypatch.setattr(blocks, "GRAPH_BYTES", 0)
+    monkeypatch.setattr(geometry, "BASE_BYTES", 0)
+    monkeypatch.setattr(geometry, "WORKER_BYTES", 0)
+    monkeypatch.setattr(geometry, "GRAPH_BYTES", 0)
 
 
 def by_oracle(V: Array, W: Array, H: Array, solver: Solver) -> tuple[Array, Array, list[float]]:

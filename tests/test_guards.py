@@ -125,7 +125,7 @@ def _in_any_order(partial: Any) -> Any:
 def test_order_of_sums(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, guarded: bool) -> None:
     zarr.create_array(tmp_path / "V.zarr", data=low_rank(600, 30, 4), chunks=(20, 30))
     if not guarded:
-        monkeypatch.setattr(stream, "_sum_blocks", _in_any_order)
+        monkeypatch.setattr(stream, "sum_blocks", _in_any_order)
 
     def run() -> dask_nmf.Result:
         with dask.config.set(scheduler="synchronous"):

@@ -12,7 +12,7 @@ import zarr
 from hypothesis import given
 
 import dask_nmf
-from dask_nmf import HALS, LookAhead, blocks, descent, model, oracle, stream, sweeps
+from dask_nmf import HALS, LookAhead, descent, geometry, model, oracle, stream, sweeps
 from dask_nmf.descent import LowRank
 from dask_nmf.losses import Frobenius
 from dask_nmf.types import Products, Seen, Sketch, Sums
@@ -26,9 +26,9 @@ QUIET: dict[str, Any] = {"tol": 0, "max_passes": 6}
 def rows_of_model(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Whether the model has all rows of V, also of one as small as these."""
     if request.param != "all rows":
-        monkeypatch.setattr(blocks, "MODEL_ALL", 0)
-        monkeypatch.setattr(blocks, "MODEL_ROWS", 40)
-        monkeypatch.setattr(blocks, "MODEL_ROWS_PER_COMPONENT", 1)
+        monkeypatch.setattr(geometry, "MODEL_ALL", 0)
+        monkeypatch.setattr(geometry, "MODEL_ROWS", 40)
+        monkeypatch.setattr(geometry, "MODEL_ROWS_PER_COMPONENT", 1)
     return str(request.param)
 
 
@@ -95,8 +95,8 @@ def test_a_sample_of_exact_data_is_its_own_model() -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_sample_leads_on_from_the_start(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
-    monkeypatch.setattr(blocks, "MODEL_ALL", 0)
-    monkeypatch.setattr(blocks, "MODEL_ROWS", 1000)
+    monkeypatch.setattr(geometry, "MODEL_ALL", 0)
+    monkeypatch.setattr(geometry, "MODEL_ROWS", 1000)
     rng = np.random.default_rng(seed)
     V = rng.random((4000, 6)) @ rng.random((6, 80))
     V = np.maximum(V * (1 + 0.05 * rng.standard_normal(V.shape)), 0)
@@ -131,7 +131,7 @@ def test_a_sample_depends_on_seed_and_shape_only() -> None:
     m, k = 10**6, 20
     rows = model.sample_rows(m, k, 0)
     assert rows is not None
-    assert len(rows) == len(set(rows.tolist())) == blocks.sample_size(m, k) == 8192
+    assert len(rows) == len(set(rows.tolist())) == geometry.sample_size(m, k) == 8192
     assert (np.diff(rows) > 0).all()
     again, other = model.sample_rows(m, k, 0), model.sample_rows(m, k, 1)
     assert again is not None

@@ -161,8 +161,8 @@ def test_on_a_cluster(stored: Bucket, expected: Bits) -> None:
 
 
 _OTHER = """
-import dask_nmf.planner
-dask_nmf.planner._SPARE = 0
+import dask_nmf.fitting
+dask_nmf.fitting._SPARE = 0
 result = dask_nmf.factorize({V!r}, 3, out={out!r}, **{options!r})
 print(result.resumed_from)
 """

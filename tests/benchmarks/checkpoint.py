@@ -15,7 +15,7 @@ from typing import Any
 
 import dask
 
-from dask_nmf import HALS, MU, LookAhead, SweepRecord, factorize, planner
+from dask_nmf import HALS, MU, LookAhead, SweepRecord, factorize, fitting
 from dask_nmf.checkpoint import Run
 from dask_nmf.solvers import Solver
 from tests.benchmarks.common import CODECS, RANK, THREADS, arguments, big_matrix, table
@@ -59,7 +59,7 @@ def seconds_per_sweep(path: str, out: Path, solver: Solver, options: dict[str, A
 
 def main() -> None:
     folder, rounds = arguments(__doc__, rounds=5)
-    planner._SPARE = 0  # nothing of V stays in memory
+    fitting._SPARE = 0  # nothing of V stays in memory
     saving = Saving()
     rows: list[list[object]] = []
     with dask.config.set(scheduler="threads", num_workers=THREADS):

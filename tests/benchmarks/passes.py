@@ -22,10 +22,11 @@ import zarr
 from sklearn.decomposition import MiniBatchNMF
 from sklearn.decomposition._nmf import _update_coordinate_descent
 
-from dask_nmf import HALS, MU, SweepRecord, factorize, planner
+from dask_nmf import HALS, MU, SweepRecord, factorize, fitting
 from dask_nmf.blas import one_blas_thread
-from dask_nmf.blocks import Grid, sample_size, sketch_width
+from dask_nmf.blocks import Grid
 from dask_nmf.descent import LowRank
+from dask_nmf.geometry import sample_size, sketch_width
 from dask_nmf.init import Random
 from dask_nmf.io import open_matrix
 from dask_nmf.solvers import LookAhead, Solver
@@ -206,7 +207,7 @@ def main() -> None:
     parser.add_argument("--sets", nargs="*", default=list(SETS), help="some of the sets")
     parser.add_argument("--solvers", nargs="*", default=list(CONTESTANTS))
     chosen = parser.parse_args()
-    planner._SPARE = 0  # nothing of V stays in memory
+    fitting._SPARE = 0  # nothing of V stays in memory
     header = ["", "passes to 1 %", "to 0.1 %", "seconds to 1 %", "Gflop to 1 %"]
     with tempfile.TemporaryDirectory() as folder:
         for name in chosen.sets:

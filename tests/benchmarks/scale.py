@@ -16,7 +16,7 @@ import numpy as np
 import zarr
 from zarr.storage import MemoryStore
 
-from dask_nmf import MU, SweepRecord, factorize, planner
+from dask_nmf import MU, SweepRecord, factorize, fitting
 from dask_nmf.io import open_matrix
 from dask_nmf.types import ConvergenceWarning
 from tests.benchmarks.common import arguments, table
@@ -92,7 +92,7 @@ def row(chunks: int) -> list[object]:
 def main() -> None:
     arguments(__doc__, rounds=1)
     warnings.simplefilter("ignore", ConvergenceWarning)
-    planner._SPARE = 0  # nothing of V stays in memory
+    fitting._SPARE = 0  # nothing of V stays in memory
     rows = [row(chunks) for chunks in (10**3, 10**4, 10**5, 10**6)]
     table(
         f"{SWEEPS} sweeps over chunks of 4 kB on two threads",

@@ -23,7 +23,7 @@ import numpy as np
 from dask.callbacks import Callback as DaskCallback
 from threadpoolctl import threadpool_limits
 
-from dask_nmf import HALS, MU, factorize, planner
+from dask_nmf import HALS, MU, factorize, fitting
 from dask_nmf.io import open_matrix
 from dask_nmf.solvers import Solver
 from dask_nmf.stream import sweep
@@ -129,7 +129,7 @@ def tasks_per_block(path: str, *, residual: bool) -> float:
 
 def main() -> None:
     folder, rounds = arguments(__doc__, rounds=7)
-    planner._SPARE = 0  # nothing of V stays in memory
+    fitting._SPARE = 0  # nothing of V stays in memory
     contestants = ["bare read", "hand loop", "library", "close fit", "usual", "usual, 1 BLAS"]
     rows: list[list[object]] = []
     ratios: list[list[object]] = []

@@ -17,7 +17,7 @@ from statistics import median
 
 import dask
 
-from dask_nmf import HALS, MU, SweepRecord, factorize, planner
+from dask_nmf import HALS, MU, SweepRecord, factorize, fitting
 from dask_nmf.solvers import LookAhead, Solver
 from tests.benchmarks.common import CODECS, RANK, THREADS, M, big_matrix, table, timed
 from tests.benchmarks.sweep import Usual
@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="some of the solvers")
     chosen = parser.parse_args()
     chosen.folder.mkdir(parents=True, exist_ok=True)
-    planner._SPARE = 0  # nothing of V stays in memory
+    fitting._SPARE = 0  # nothing of V stays in memory
     path = big_matrix(chosen.folder, chosen.codec, chosen.rows)
     with dask.config.set(scheduler="threads", num_workers=THREADS):
         best = chosen.best or run(path, LookAhead(), 0.0, chosen.passes).error

@@ -1,0 +1,253 @@
+"""V behind one door, and how its blocks are read: zarr, dask, numpy or sparse; with weights."""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Literal
+
+import dask.array as da
+import numpy as np
+import zarr
+from scipy.sparse import issparse
+
+from dask_nmf.blocks import Grid
+from dask_nmf.boxes import Boxes, Checked, Transposed, as_block, check_entries
+from dask_nmf.csr import CSR, index_dtype
+from dask_nmf.layout import is_mapped, stored_share
+from dask_nmf.reader import Reader
+from dask_nmf.sparse import (
+    regrouped,
+)
+from dask_nmf.stream import from_boxes
+from dask_nmf.types import AnyArray, Array, DaskArray, working_dtype
+
+Missing = Literal["error", "zero", "nan"]
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """V (m, n) behind one door; its transpose behind another of the same kind.
+
+    Attributes
+    ----------
+    source : zarr.Array, dask array, numpy array or CSR
+    shape : (int, int)
+        Of what is streamed: of V.T if transposed.
+    uri : str
+        Where it lies, for people and for comparing with `out`.
+    strict : bool
+        Whether a chunk that the store does not hold is an error.
+    transposed : bool
+        Whether it is the source's transpose.
+    kept : dask array, optional
+        The first row blocks, which the workers keep decoded.
+    checked : bool
+        Whether an entry that is NaN, infinite or negative is an error wherever it is read.
+    weights : Matrix, optional
+        Of each entry; where that is 0 the entry is not looked at.
+    nan : bool
+        Whether NaN is an entry that is missing.
+    name : str
+        Of the argument, for people.
+    nnz : int, optional
+        Entries of a sparse V; of a dask array as if 10 % were there.
+    """
+
+    source: Any
+    shape: tuple[int, int]
+    dtype: np.dtype[Any]
+    uri: str
+    strict: bool = True
+    transposed: bool = False
+    kept: Any = None
+    checked: bool = True
+    weights: "Matrix | None" = None
+    nan: bool = False
+    name: str = "V"
+    nnz: int | None = None
+
+    @property
+    def missing(self) -> Missing:
+        """The option that it was opened with."""
+        return "nan" if self.nan else "error" if self.strict else "zero"
+
+    @property
+    def partial(self) -> bool:
+        """Whether its entries have weights."""
+        return self.nan or self.weights is not None
+
+    @property
+    def unchecked(self) -> "Matrix":
+        """The same, whatever its entries."""
+        return replace(self, checked=False)
+
+    @property
+    def T(self) -> "Matrix":
+        weights = None if self.weights is None else self.weights.T
+        found = replace(self, shape=self.shape[::-1], transposed=not self.transposed)
+        return replace(found, weights=weights)
+
+    @property
+    def sparse(self) -> bool:
+        """Whether its blocks are csr_arrays."""
+        return self.nnz is not None
+
+    @property
+    def nbytes(self) -> int:
+        """Decoded; of a sparse one, as CSR."""
+        if self.nnz is not None:
+            return self._csr_bytes(self.nnz)
+        return self.shape[0] * self.shape[1] * self.dtype.itemsize
+
+    def _csr_bytes(self, nnz: int) -> int:
+        return nnz * (self.dtype.itemsize + index_dtype(self.shape[1]).itemsize)
+
+    @property
+    def kept_bytes(self) -> int:
+        """Of the source that later passes need not read."""
+        if self.kept is None:
+            return 0
+        if isinstance(self.source, CSR):
+            return self._csr_bytes(int(self.source.indptr[self.kept.shape[0]]))
+        return int(self.kept.size) * self.dtype.itemsize
+
+    @property
+    def in_memory(self) -> bool:
+        return not self.stored and isinstance(self.source, (np.ndarray, CSR))
+
+    @property
+    def stored(self) -> bool:
+        """Whether it lies in a zarr store, rather than in memory or behind a dask graph."""
+        return self.source.stored if self._csr else isinstance(self.source, zarr.Array)
+
+    @property
+    def _csr(self) -> bool:
+        return isinstance(self.source, CSR)
+
+    @property
+    def mapped(self) -> bool:
+        """Whether the page cache keeps its blocks as they are."""
+        return self.stored and (self.source.mapped if self._csr else is_mapped(self.source))
+
+    @cached_property
+    def stored_share(self) -> tuple[float, float] | None:
+        """Stored over decoded bytes, mean and maximum over some chunks, where that is known."""
+        if self._csr:
+            share: tuple[float, float] | None = self.source.stored_share
+            return share
+        return stored_share(self.source) if self.stored else None
+
+    def blocks(self, grid: Grid, dtype: np.dtype[Any] | None = None) -> DaskArray:
+        """A dask array of these blocks; unique keys, so always re-read. None: the working dtype."""
+        dtype = dtype or working_dtype(self.dtype)
+        if self.sparse:
+            assert not self.transposed, "only rows of what is stored can be read"
+            if isinstance(self.source, da.Array):
+                return regrouped(self.source, grid.heights, dtype, self.checked)
+            return self._with_kept(self.source.blocks(grid.heights, dtype, self.checked))
+        if isinstance(self.source, da.Array):
+            told = {"dtype": self.source.dtype, "meta": np.empty((0, 0), self.source.dtype)}
+            V = self.source.map_blocks(_as_told, self.source.dtype, **told)
+            V = (V.T if self.transposed else V).rechunk(grid.chunks)
+            meta = np.empty((0, 0), dtype)
+            if not self.checked:
+                return V.map_blocks(as_block, dtype, dtype=dtype, meta=meta)
+            told = {"dtype": dtype, "meta": meta}
+            return V.map_blocks(_as_checked_block, self.transposed, self.name, **told)
+        boxes: Any = Boxes(self.source, dtype)
+        if isinstance(self.source, zarr.Array):
+            boxes = Reader(self.source, dtype, self.strict)
+        if self.checked:
+            boxes = Checked(boxes, self.name)
+        return self._with_kept(
+            from_boxes(Transposed(boxes) if self.transposed else boxes, grid.chunks)
+        )
+
+    def _with_kept(self, V: DaskArray) -> DaskArray:
+        if self.kept is None:
+            return V
+        if self.kept.shape == V.shape:
+            return self.kept
+        return da.concatenate([self.kept, V.blocks[self.kept.numblocks[0] :]])
+
+    def observed(self, grid: Grid) -> tuple[DaskArray, DaskArray | None]:
+        """V's blocks, and those of its weights where entries have any: 0 is not there."""
+        if not self.partial:
+            return self.blocks(grid), None
+        V = self.unchecked.blocks(grid)
+        M = None if self.weights is None else self.weights.blocks(grid)
+        told = {"meta": np.empty((0, 0), V.dtype), "dtype": V.dtype}
+        if self.nan:
+            M = V.map_blocks(_there, *(() if M is None else (M,)), token="nmf-there", **told)
+        flipped = self.transposed or (self._csr and self.source.of_transpose)
+        return V.map_blocks(_checked_where, M, flipped, token="nmf-check", **told), M
+
+    def keep(self, grid: Grid, blocks: int) -> "Matrix":
+        """Read the first row blocks now, and keep them in the workers' memory."""
+        if not blocks:
+            return self
+        return replace(
+            self,
+            kept=(self.unchecked if self.partial else self).blocks(grid).blocks[:blocks].persist(),
+        )
+
+    def held_by_workers(self, grid: Grid) -> "Matrix":
+        """A V in memory sent to the workers of a cluster once, instead of with every pass."""
+        if self.weights is not None:
+            weights = self.weights.held_by_workers(grid)
+            return replace(replace(self, weights=None).held_by_workers(grid), weights=weights)
+        if not self.in_memory:
+            return self
+        if self.sparse:
+            return replace(self, source=self.blocks(grid).persist(), checked=False)
+        V = self.source.T if self.transposed else self.source
+        rows, columns = (np.cumsum(sizes)[:-1] for sizes in grid.chunks)
+        parts = [
+            [
+                da.from_array(part, chunks=part.shape, name=False)
+                for part in np.split(row, columns, 1)
+            ]
+            for row in np.split(V, rows)
+        ]
+        return replace(self, source=da.block(parts).persist(), transposed=False)
+
+
+def _as_told(x: Any, dtype: np.dtype[Any], block_info: Any = None) -> Array:
+    """A block of a dask array as a plain array, if it is what the array says that it is."""
+    shape, wrong = block_info[None]["chunk-shape"], ""
+    if isinstance(x, np.ma.MaskedArray) or not isinstance(x, np.ndarray):
+        wrong = f"is a {type(x).__name__}, not a dense numpy array"
+    elif x.shape != shape:
+        wrong = f"has shape {x.shape}, not {shape}"
+    elif not (np.can_cast(x.dtype, dtype) or x.dtype.kind == dtype.kind == "f"):
+        wrong = f"holds {x.dtype}, not {dtype}"
+    if wrong:
+        raise TypeError(
+            f"V's dask block {block_info[0]['chunk-location']} {wrong}: the function that makes "
+            "it has to give what the dask array says"
+        )
+    return np.asarray(x, dtype)  # no subclass: np.matrix multiplies in its own way
+
+
+def _as_checked_block(x: AnyArray, transposed: bool, name: str, block_info: Any = None) -> Array:
+    block = as_block(x, working_dtype(x.dtype))
+    if block_info:
+        rows, columns = (start for start, _ in block_info[0]["array-location"])
+        whole = (block.T, (columns, rows)) if transposed else (block, (rows, columns))
+        check_entries(*whole, name=name)
+    return block
+
+
+def _there(V_b: Any, M_b: Array | None = None) -> Array:
+    """The weights: 0 where V is NaN."""
+    there = ~np.isnan(V_b.toarray() if issparse(V_b) else V_b)
+    return np.asarray(there if M_b is None else np.where(there, M_b, 0), V_b.dtype)
+
+
+def _checked_where(V_b: Any, M_b: Array, transposed: bool, block_info: Any = None) -> Any:
+    """V_b, if what has a weight there is finite and non-negative."""
+    if block_info:
+        seen = np.where(M_b > 0, V_b.toarray() if issparse(V_b) else V_b, 0)
+        rows, columns = (start for start, _ in block_info[0]["array-location"])
+        whole = (seen.T, (columns, rows)) if transposed else (seen, (rows, columns))
+        check_entries(np.ascontiguousarray(whole[0]), whole[1])
+    return V_b
