@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dask_nmf import oracle
     from dask_nmf.converting import convert
+    from dask_nmf.divergences import Beta
     from dask_nmf.driver import factorize
     from dask_nmf.errors import (
         ClusterLost,
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
         StorageFailed,
     )
     from dask_nmf.init import NNDSVD, Random
+    from dask_nmf.newton import Newton
     from dask_nmf.output import open_result
     from dask_nmf.planner import plan
     from dask_nmf.plans import Plan
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from dask_nmf.solvers import HALS, MU, LookAhead
     from dask_nmf.stopping import Status
     from dask_nmf.stream import update_H, update_W
+    from dask_nmf.transforming import transform
     from dask_nmf.types import ConvergenceWarning, SweepRecord
 
 __version__ = "0.1.0"
@@ -39,12 +42,14 @@ logging.getLogger(__name__).addHandler(logging.NullHandler())
 # Imported on first use: dask.array alone takes seconds, which an ETL scheduler that only parses
 # the calling script should not pay.
 _HOME = {
+    "Beta": "divergences",
     "ClusterLost": "errors",
     "ConvergenceWarning": "types",
     "HALS": "solvers",
     "LookAhead": "solvers",
     "MU": "solvers",
     "NNDSVD": "init",
+    "Newton": "newton",
     "Plan": "plans",
     "PoisonBlock": "errors",
     "Random": "init",
@@ -60,6 +65,7 @@ _HOME = {
     "oracle": "oracle",
     "plan": "planner",
     "rechunk": "rechunking",
+    "transform": "transforming",
     "update_H": "stream",
     "update_W": "stream",
 }
@@ -68,9 +74,11 @@ __all__ = [
     "HALS",
     "MU",
     "NNDSVD",
+    "Beta",
     "ClusterLost",
     "ConvergenceWarning",
     "LookAhead",
+    "Newton",
     "Plan",
     "PoisonBlock",
     "Random",
@@ -86,6 +94,7 @@ __all__ = [
     "oracle",
     "plan",
     "rechunk",
+    "transform",
     "update_H",
     "update_W",
 ]

@@ -22,6 +22,7 @@ from dask_nmf.types import Array
 Visitor = MU | HALS | Newton
 
 _PAIRS = 2**20  # products of pairs at a time, for sparse rows
+_MOST_STEPS, _SETTLED = 1000, 1e-10  # of a row: its largest move beside its largest entry
 _GATHERED = 2**16  # numbers of W, and of H, at a time
 _TINY = np.finfo(np.float64).tiny
 _ROUNDING = np.finfo(np.float64).eps
@@ -96,6 +97,10 @@ class Dense:
     def product(self, W: Array, Ht: Array) -> Array:
         return np.asarray(W @ Ht.T)
 
+    def per_row(self, values: Array) -> Array:
+        """(s, 1) values, as they go with entries."""
+        return np.asarray(np.maximum(values, _TINY))
+
     def weighted(self, values: Array) -> Array:
         return np.asarray(values if self.weight is None else values * self.weight)
 
@@ -145,6 +150,9 @@ class Sparse:
             np.take(Ht, self.V.indices[part], axis=0, out=h, mode="clip")
             np.einsum("ij,ij->i", w, h, out=x[part])
         return x
+
+    def per_row(self, values: Array) -> Array:
+        return np.asarray(np.maximum(values[self.rows, 0], _TINY))
 
     def _with(self, values: Array) -> Any:
         return csr_array((values, self.V.indices, self.V.indptr), shape=self.V.shape)
@@ -250,12 +258,37 @@ def improve_rows(V_b: Any, weights: Array | None, W_b: Array, H: Array, problem:
     return improved
 
 
-def _improved(slab: Slab, W: Array, other: Fixed, problem: Problem) -> Array:
+def solve_rows(V_b: Any, weights: Array | None, H: Array, problem: Problem) -> Array:
+    """The best W_b for H: each row takes steps until none of its entries moves any more.
+
+    A row begins, and ends, by itself: what lies beside it has no influence.
+    """
+    other, found = fixed(H, problem.second), np.zeros((V_b.shape[0], len(H)))
+    one = replace(problem, solver=replace(problem.solver, inner=1))
+    for part, slab in slabs(V_b, weights, problem):
+        sums = slab.times(slab.v, np.ones((H.shape[1], 1)))
+        W = np.repeat(sums / max(float(other.sums.sum()), _TINY), len(H), axis=1)
+        floors = slab.per_row(_ROUNDING * sums / H.shape[1])
+        moving = sums[:, 0] > 0
+        for _ in range(_MOST_STEPS):
+            if not moving.any():
+                break
+            W_next = np.where(moving[:, None], _improved(slab, W, other, one, floors), W)
+            far = np.abs(W_next - W).max(axis=1) > _SETTLED * W_next.max(axis=1)
+            W, moving = W_next, moving & far
+        found[part] = W
+    return found
+
+
+def _improved(
+    slab: Slab, W: Array, other: Fixed, problem: Problem, floor: Array | float | None = None
+) -> Array:
+    floor = problem.floor if floor is None else floor
     solver, penalty = problem.solver, problem.penalties.W
     exact = problem.second and problem.loss.beta == 2
     guarded, x, value = problem.second and not exact, None, None
     for _ in range(1 if exact else solver.inner):
-        x = _product(slab, W, other, problem) if x is None else x
+        x = _product(slab, W, other, floor) if x is None else x
         at = derivatives(slab, other, x, problem)
         W_next = step(W, at, problem, penalty)
         if not guarded:
@@ -263,20 +296,20 @@ def _improved(slab: Slab, W: Array, other: Fixed, problem: Problem) -> Array:
             continue
         if value is None:
             value = _row_values(slab, x, W, other, problem)
-        x = _product(slab, W_next, other, problem)
+        x = _product(slab, W_next, other, floor)
         value_next = _row_values(slab, x, W_next, other, problem)
         rose = ~(value_next <= value)
         if rose.any():
             W_next = np.where(rose[:, None], multiplied(W, at, problem, penalty), W_next)
-            x = _product(slab, W_next, other, problem)
+            x = _product(slab, W_next, other, floor)
             value_next = _row_values(slab, x, W_next, other, problem)
         W, value = W_next, value_next
     return W
 
 
-def _product(slab: Slab, W: Array, other: Fixed, problem: Problem) -> Array:
+def _product(slab: Slab, W: Array, other: Fixed, floor: Array | float) -> Array:
     x = slab.product(W, other.Ht)
-    return np.maximum(x, problem.floor, out=x)
+    return np.maximum(x, floor, out=x)
 
 
 def _row_values(slab: Slab, x: Array, W: Array, other: Fixed, problem: Problem) -> Array:
@@ -311,7 +344,7 @@ def column_sums(V_b: Any, weights: Array | None, W_b: Array, H: Array, problem: 
     rows = len(W_all) if ones and issparse(V_b) else 0
     for part, slab in slabs(V_b, weights, problem, rows):
         W = W_all[part]
-        x = _product(slab, W, other, problem)
+        x = _product(slab, W, other, problem.floor)
         out[0, 0] += slab.distances(loss, x, W, other.sums).sum()
         pull += slab.transposed_times(loss.pull(slab.v, x), W)
         if not ones:
@@ -363,11 +396,10 @@ def kkt(H: Array, found: Visited, problem: Problem) -> float:
     at, penalty, F = found.at, problem.penalties.H, H.T.astype(np.float64)
     slope = at.push - at.pull + penalty.slope(F)
     if at.bend is None:
-        with np.errstate(over="ignore"):
-            bend = (at.push + penalty.slope(F)) / np.maximum(F, _TINY)
+        gain = (slope**2 * F / np.maximum(at.push + penalty.slope(F), _TINY)).sum() / 2
     else:
         bend = diagonal(at.bend, F.shape[1]) + penalty.l2
-    live = bend > _ROUNDING**2 * bend.max(initial=0.0)
-    move = np.maximum(np.where(live, -slope / np.where(live, bend, 1.0), 0.0), -F)
-    gain = -(slope * move + bend * move**2 / 2).sum()
+        live = bend > _ROUNDING**2 * bend.max(initial=0.0)
+        move = np.maximum(np.where(live, -slope / np.where(live, bend, 1.0), 0.0), -F)
+        gain = -(slope * move + bend * move**2 / 2).sum()
     return float(np.sqrt(max(gain, 0.0) / found.loss)) if found.loss > 0 else 0.0

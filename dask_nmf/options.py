@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from dask.utils import parse_bytes
 
+from dask_nmf.penalties import check_alpha
+
 
 @dataclass(frozen=True)
 class Options:
@@ -44,13 +46,7 @@ def check_options(
         raise ValueError(f"tol must be a number >= 0 and < 1, got {tol!r}")
     if max_seconds is not None and not (is_number(max_seconds) and max_seconds > 0):
         raise ValueError(f"max_seconds must be a positive number of seconds, got {max_seconds!r}")
-    for name, alpha in (("alpha_W", alpha_W), ("alpha_H", alpha_H)):
-        same = name == "alpha_H" and isinstance(alpha, str) and alpha == "same"
-        if not (same or (is_number(alpha) and 0 <= alpha < float("inf"))):
-            allowed = " or 'same' (as alpha_W)" if name == "alpha_H" else ""
-            raise ValueError(f"{name} must be a number >= 0{allowed}, got {alpha!r}")
-    if not (is_number(l1_ratio) and 0 <= l1_ratio <= 1):
-        raise ValueError(f"l1_ratio must be from 0 (L2 only) to 1 (L1 only), got {l1_ratio!r}")
+    check_alpha(alpha_W, alpha_H, l1_ratio)
     return Options(
         rank=check_int("rank", rank, 1),
         tol=float(tol),

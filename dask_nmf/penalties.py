@@ -1,6 +1,8 @@
 """L1 and L2 penalties on the factors, with scikit-learn's scaling."""
 
 from dataclasses import dataclass
+from numbers import Real
+from typing import Any
 
 import numpy as np
 
@@ -53,6 +55,17 @@ class Penalties:
     def T(self) -> "Penalties":
         """Those of V.T = H.T @ W.T."""
         return Penalties(self.H, self.W)
+
+
+def check_alpha(alpha_W: Any, alpha_H: Any, l1_ratio: Any) -> None:
+    """Refuse penalties out of range."""
+    for name, alpha in (("alpha_W", alpha_W), ("alpha_H", alpha_H)):
+        same = name == "alpha_H" and isinstance(alpha, str) and alpha == "same"
+        if not (same or (isinstance(alpha, Real) and 0 <= float(alpha) < float("inf"))):
+            allowed = " or 'same' (as alpha_W)" if name == "alpha_H" else ""
+            raise ValueError(f"{name} must be a number >= 0{allowed}, got {alpha!r}")
+    if not (isinstance(l1_ratio, Real) and 0 <= float(l1_ratio) <= 1):
+        raise ValueError(f"l1_ratio must be from 0 (L2 only) to 1 (L1 only), got {l1_ratio!r}")
 
 
 def scaled(

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+import dask.array as da
+
 from dask_nmf.plans import Plan
 from dask_nmf.stopping import Status
 from dask_nmf.types import AnyArray, DaskArray, SweepRecord
@@ -48,6 +50,23 @@ class Result:
     def error(self) -> float:
         """||V - W @ H|| / ||V||."""
         return self.history[-1].error
+
+    def reconstruct(
+        self, rows: Any = slice(None), columns: Any = slice(None), block_bytes: int = 2**26
+    ) -> DaskArray:
+        """(W @ H)[rows, columns] as a dask array: lazy, so of any part, and never whole.
+
+        Parameters
+        ----------
+        rows, columns : slice, or array of int or bool
+        block_bytes : int
+            About so large are its blocks.
+        """
+        W, H = self.W[rows], self.H[:, columns]
+        if not isinstance(H, da.Array):
+            height = max(1, max(W.chunks[0], default=1))
+            H = da.from_array(H, chunks=(len(H), max(1, block_bytes // (height * W.itemsize))))
+        return da.matmul(W, H.rechunk({0: -1}))
 
     def summary(self) -> dict[str, Any]:
         """The outcome as a flat dict of JSON types, for logs and orchestrators."""

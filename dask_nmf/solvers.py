@@ -16,6 +16,10 @@ from dask_nmf.penalties import NO_PENALTY, Penalty
 from dask_nmf.types import Array
 
 _TINY = np.finfo(np.float64).tiny
+_MOST_ROUNDS, _SETTLED = (
+    1000,
+    1e-12,
+)  # of 10 sweeps each; a row's largest move, of its largest entry
 _ROUNDING = 1e-28  # of squared norms: a column 1e-14 times the largest is what is left of zero
 
 
@@ -183,6 +187,21 @@ def pseudo_inverse(gram: Array, rounding: float = 1e-11) -> Array:
     values, E = np.linalg.eigh(gram / np.outer(norms, norms))
     live = values > rounding * max(values.max(), 0.0)
     return np.asarray((E[:, live] / values[live]) @ E[:, live].T / np.outer(norms, norms))
+
+
+def settled(numer: Array, gram: Array) -> Array:
+    """F (b, k) >= 0 with the least f G f' - 2 f n' in each row, which settles by itself."""
+    start = np.maximum(0.0, numer @ pseudo_inverse(gram))
+    F = _better_rows(np.zeros_like(numer), start, numer, gram)
+    moving = np.arange(len(F))
+    for _ in range(_MOST_ROUNDS):
+        if not len(moving):
+            break
+        now = HALS(inner=10).improve(F[moving], numer[moving], gram)
+        far = np.abs(now - F[moving]).max(axis=1) > _SETTLED * now.max(axis=1)
+        F[moving] = now
+        moving = moving[far]
+    return F
 
 
 def half_step(
