@@ -4,26 +4,22 @@ W @ H is formed for a slab of rows at a time, which stays in cache; of a sparse 
 Kullback-Leibler, at the non-zeros only. All in float64.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
-from scipy.sparse import csr_array, issparse
+from scipy.sparse import issparse
 
 from dask_nmf.divergences import Beta
-from dask_nmf.geometry import SLAB
 from dask_nmf.newton import Newton, descend, diagonal, pair_count, pair_products
 from dask_nmf.penalties import Penalties, Penalty
+from dask_nmf.slabs import Slab, slabs
 from dask_nmf.solvers import HALS, MU
 from dask_nmf.types import Array
 
 Visitor = MU | HALS | Newton
 
-_PAIRS = 2**20  # products of pairs at a time, for sparse rows
 _MOST_STEPS, _SETTLED = 1000, 1e-10  # of a row: its largest move beside its largest entry
-_GATHERED = 2**16  # numbers of W, and of H, at a time
 _TINY = np.finfo(np.float64).tiny
 _ROUNDING = np.finfo(np.float64).eps
 
@@ -86,122 +82,6 @@ def fixed(H: Array, second: bool) -> Fixed:
     return Fixed(Ht, Ht.sum(axis=0), pair_products(Ht) if second else None)
 
 
-# ----------------------------------------------------------------------------------- slabs of V
-@dataclass(frozen=True)
-class Dense:
-    """Rows of V, and the weights of their entries; hidden entries (weight 0) are blank in v."""
-
-    v: Array
-    weight: Array | None = None
-
-    def product(self, W: Array, Ht: Array) -> Array:
-        return np.asarray(W @ Ht.T)
-
-    def per_row(self, values: Array) -> Array:
-        """(s, 1) values, as they go with entries."""
-        return np.asarray(np.maximum(values, _TINY))
-
-    def weighted(self, values: Array) -> Array:
-        return np.asarray(values if self.weight is None else values * self.weight)
-
-    def times(self, values: Array, F: Array) -> Array:
-        """values @ F, (s, p)."""
-        return np.asarray(self.weighted(values) @ F)
-
-    def transposed_times(self, values: Array, F: Array) -> Array:
-        """values.T @ F, (n, p)."""
-        return np.asarray(self.weighted(values).T @ F)
-
-    def pair_sums(self, values: Array, W: Array) -> Array:
-        """values.T @ the products of pairs of W's columns, (n, p)."""
-        return self.transposed_times(values, pair_products(W))
-
-    def distances(self, loss: Beta, x: Array, W: Array, H_sums: Array) -> Array:
-        """The loss of each row."""
-        return np.asarray(self.weighted(loss.distance(self.v, x)).sum(axis=1))
-
-
-@dataclass(frozen=True)
-class Sparse:
-    """The same of sparse rows, for a loss that is linear in x where V is 0."""
-
-    V: Any
-
-    weight = None
-
-    @cached_property
-    def v(self) -> Array:
-        return np.asarray(self.V.data, dtype=np.float64)
-
-    @cached_property
-    def rows(self) -> Array:
-        """Of the entries."""
-        return np.repeat(np.arange(self.V.shape[0]), np.diff(self.V.indptr))
-
-    def product(self, W: Array, Ht: Array) -> Array:
-        """W @ H at the entries, by pieces that stay in cache."""
-        k = W.shape[1]
-        size, piece = self.V.nnz, max(1, min(self.V.nnz, _GATHERED // k))
-        of_W, of_H, x = np.empty((piece, k)), np.empty((piece, k)), np.empty(size)
-        for start in range(0, size, piece):
-            part = slice(start, min(start + piece, size))
-            w, h = of_W[: part.stop - start], of_H[: part.stop - start]
-            np.take(W, self.rows[part], axis=0, out=w, mode="clip")
-            np.take(Ht, self.V.indices[part], axis=0, out=h, mode="clip")
-            np.einsum("ij,ij->i", w, h, out=x[part])
-        return x
-
-    def per_row(self, values: Array) -> Array:
-        return np.asarray(np.maximum(values[self.rows, 0], _TINY))
-
-    def _with(self, values: Array) -> Any:
-        return csr_array((values, self.V.indices, self.V.indptr), shape=self.V.shape)
-
-    def times(self, values: Array, F: Array) -> Array:
-        return np.asarray(self._with(values) @ F)
-
-    def transposed_times(self, values: Array, F: Array) -> Array:
-        return np.asarray(self._with(values).T @ F)
-
-    def pair_sums(self, values: Array, W: Array) -> Array:
-        V, found = self._with(values), np.zeros((self.V.shape[1], pair_count(W.shape[1])))
-        step = max(1, _PAIRS // found.shape[1])
-        for start in range(0, len(W), step):
-            part = slice(start, start + step)
-            found += V[part].T @ pair_products(W[part])
-        return found
-
-    def distances(self, loss: Beta, x: Array, W: Array, H_sums: Array) -> Array:
-        at_entries = loss.distance(self.v, x) - x
-        of_rows: Array = self._with(at_entries).sum(axis=1)
-        return np.asarray(of_rows + W @ H_sums)
-
-
-Slab = Dense | Sparse
-
-
-def slabs(
-    V_b: Any, weights: Array | None, problem: Problem, rows: int = 0
-) -> Iterator[tuple[slice, Slab]]:
-    """Slabs of rows of a block, and where they lie in it. rows : of each; 0: as fits the cache."""
-    m, n = V_b.shape
-    sparse = issparse(V_b) and problem.loss.linear and weights is None
-    per_row = max(1, V_b.nnz // m if sparse else n)
-    step = rows or max(1, SLAB // per_row)
-    for start in range(0, m, step):
-        part = slice(start, start + step)
-        V_s = V_b[part]
-        if sparse:
-            yield part, Sparse(V_s)
-            continue
-        v = (V_s.toarray() if issparse(V_s) else V_s).astype(np.float64)
-        if weights is None:
-            yield part, Dense(v)
-        else:
-            M = weights[part].astype(np.float64)
-            yield part, Dense(np.where(M > 0, v, problem.blank), M)
-
-
 # ---------------------------------------------------------------------------------- half-steps
 def derivatives(slab: Slab, other: Fixed, x: Array, problem: Problem) -> Derivatives:
     """In the rows of W."""
@@ -251,7 +131,7 @@ def _own_pairs(k: int) -> Array:
 def improve_rows(V_b: Any, weights: Array | None, W_b: Array, H: Array, problem: Problem) -> Array:
     """W_b after the half-step at H; rows that have no weight at all are 0."""
     other, improved = fixed(H, problem.second), np.empty(W_b.shape)
-    for part, slab in slabs(V_b, weights, problem):
+    for part, slab in slabs(V_b, weights, problem.loss, problem.blank):
         improved[part] = _improved(slab, W_b[part].astype(np.float64), other, problem)
         if slab.weight is not None:
             improved[part][~slab.weight.any(axis=1)] = 0.0
@@ -265,7 +145,7 @@ def solve_rows(V_b: Any, weights: Array | None, H: Array, problem: Problem) -> A
     """
     other, found = fixed(H, problem.second), np.zeros((V_b.shape[0], len(H)))
     one = replace(problem, solver=replace(problem.solver, inner=1))
-    for part, slab in slabs(V_b, weights, problem):
+    for part, slab in slabs(V_b, weights, problem.loss, problem.blank):
         sums = slab.times(slab.v, np.ones((H.shape[1], 1)))
         W = np.repeat(sums / max(float(other.sums.sum()), _TINY), len(H), axis=1)
         floors = slab.per_row(_ROUNDING * sums / H.shape[1])
@@ -342,7 +222,7 @@ def column_sums(V_b: Any, weights: Array | None, W_b: Array, H: Array, problem: 
         push += W_all.sum(axis=0)
     # Sparse rows give a matrix (n, k) as dense ones do, and take little room: all at once.
     rows = len(W_all) if ones and issparse(V_b) else 0
-    for part, slab in slabs(V_b, weights, problem, rows):
+    for part, slab in slabs(V_b, weights, loss, problem.blank, rows):
         W = W_all[part]
         x = _product(slab, W, other, problem.floor)
         out[0, 0] += slab.distances(loss, x, W, other.sums).sum()
