@@ -165,6 +165,14 @@ def test_unsorted_and_duplicate_entries(tmp_path: Path) -> None:
     assert V.indices.tolist() == [2, 0, 2, 1, 0]
 
 
+def test_room_for_more_entries() -> None:
+    """scipy's arrays may be longer than what is used of them."""
+    V = CSR.copy()
+    V.data, V.indices = np.append(V.data, np.nan), np.append(V.indices, 10**6)
+    expected = run(CSR, solver="mu")
+    assert_close(run(V, solver="mu"), expected.W.compute(), expected.H)
+
+
 @pytest.mark.parametrize("kind", ["group", "scipy csr", "dask csr"])
 def test_float32(tmp_path: Path, kind: str) -> None:
     dense = few().astype("f4")
