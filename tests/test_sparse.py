@@ -18,6 +18,7 @@ import dask_nmf
 from dask_nmf import blocks, oracle, tasks
 from dask_nmf.blocks import Grid
 from dask_nmf.io import open_matrix
+from tests import s3
 from tests.conftest import Array, low_rank
 from tests.resuming import assert_same, killing, until_done
 from tests.stores import CountingStore
@@ -249,6 +250,14 @@ def test_on_a_cluster(tmp_path: Path, cluster: str) -> None:
         assert W.tobytes() == expected.W.compute().tobytes()
         assert np.asarray(found.H).tobytes() == np.asarray(expected.H).tobytes()
         assert [r.error for r in found.history] == [r.error for r in expected.history]
+
+
+def test_on_an_object_store(tmp_path: Path, bucket: s3.Bucket) -> None:
+    expected = run(group(tmp_path / "V", CSR), solver="hals", out=tmp_path / "out")
+    group(s3.url("V"), CSR)
+    found = run(s3.url("V"), solver="hals", out=s3.url("out"))
+    assert_same(found, expected)
+    assert run(s3.url("V"), solver="hals", out=s3.url("out")).history == found.history
 
 
 # ------------------------------------------------------------------------------- resuming
