@@ -54,6 +54,7 @@ def blocked(kind: Any, chunks: tuple[int, int] = (70, 25)) -> Any:
 
 
 def pydata(name: str) -> Any:
+    """Not in the test extra: dask loads it wherever it is, and numba, 60 MB in each process."""
     return blocked(getattr(pytest.importorskip("sparse"), name))
 
 
