@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import dask
 from tqdm import tqdm
@@ -16,6 +17,7 @@ from dask_nmf.converting import convert
 from dask_nmf.converting import describe as describe_csr
 from dask_nmf.driver import factorize
 from dask_nmf.errors import RunStopped
+from dask_nmf.newton import Newton
 from dask_nmf.output import open_result
 from dask_nmf.planner import plan
 from dask_nmf.rechunking import describe as describe_copy
@@ -54,12 +56,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fit(arguments: argparse.Namespace) -> int:
-    names = ("loss", "init", "tol", "max_passes", "max_seconds", "seed", "memory", "block_rows")
-    more = ("missing", "overwrite", "checkpoint_every")
+    names = ("init", "tol", "max_passes", "max_seconds", "seed", "memory", "block_rows")
+    more = ("missing", "overwrite", "checkpoint_every", "weights", "alpha_W", "l1_ratio")
     options = {name: getattr(arguments, name) for name in (*names, *more)}
-    solver = arguments.solver
+    options |= {"loss": _number_or_name(arguments.loss)}
+    options |= {"alpha_H": _number_or_name(arguments.alpha_H)}
+    solver: Any = arguments.solver
     if arguments.inner is not None:
-        solver = MU(arguments.inner) if solver == "mu" else HALS(arguments.inner)
+        kinds: dict[str, Any] = {"mu": MU, "newton": Newton}
+        solver = kinds.get(solver, HALS)(arguments.inner)
     with (
         _scheduler(arguments.scheduler),
         warnings.catch_warnings(),
@@ -82,12 +87,13 @@ def _fit(arguments: argparse.Namespace) -> int:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    names = ("init", "max_passes", "memory", "block_rows", "missing", "probe")
+    names = ("init", "weights", "max_passes", "memory", "block_rows", "missing", "probe")
     with _scheduler(arguments.scheduler):
         found = plan(
             arguments.V,
             arguments.rank,
             out=None if arguments.no_out else "out",
+            loss=_number_or_name(arguments.loss),
             **{name: getattr(arguments, name) for name in names},
         )
     print(json.dumps(found.to_json(), indent=2) if arguments.json else found)
@@ -140,6 +146,13 @@ def describe(result: Result) -> str:
     return "\n".join(lines)
 
 
+def _number_or_name(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
 @contextmanager
 def _scheduler(address: str | None) -> Iterator[None]:
     """Dask's own choice, a local scheduler by name, or a connection to a running cluster."""
@@ -174,8 +187,10 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("V", help="path or URL of the zarr array or sparse group, non-negative")
     fit.add_argument("out", help="path or URL of the zarr group for W, H and the history")
     _shared(fit)
-    fit.add_argument("--loss", default="frobenius")
-    fit.add_argument("--solver", default="auto", help="auto, hals or mu")
+    fit.add_argument("--solver", default="auto", help="auto, hals, mu or newton")
+    fit.add_argument("--alpha-W", type=float, default=0.0, help="penalty on W, times columns")
+    fit.add_argument("--alpha-H", default="same", help="penalty on H, times rows; same as on W")
+    fit.add_argument("--l1-ratio", type=float, default=0.0, help="of the penalties; else L2")
     fit.add_argument("--inner", type=int, help="inner sweeps per half-step")
     fit.add_argument("--tol", type=float, default=5e-3, help="KKT residual to stop at")
     fit.add_argument("--max-seconds", type=float, help="stop after the sweep that passes this")

@@ -27,7 +27,7 @@ SLAB_ROWS = 8192  # of float32 products that are summed before they are added in
 
 
 def index_dtype(columns: int) -> np.dtype[Any]:
-    """Of a block's indices; blocks have fewer than 2^31 entries."""
+    """Of a block's indices, which also have to count its entries: hardly ever 2^31."""
     return np.dtype(np.int32 if columns < 2**31 else np.int64)
 
 
@@ -182,7 +182,7 @@ class Slab:
             place = self._row(i), int(indices[i])
             row, column = place[::-1] if self.of_transpose else place
             raise unfit(row, column, data[i], getattr(self.data, "array", None), first + i)
-        small = index_dtype(self.columns)
+        small = index_dtype(max(self.columns, last - first))
         ends = (self.indptr - first).astype(small)
         parts = data, np.require(indices, small, ["C", "A"]), ends
         block = scipy.sparse.csr_array(parts, shape=(len(ends) - 1, self.columns))

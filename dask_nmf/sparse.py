@@ -37,9 +37,10 @@ def from_scipy(V: Any) -> CSR:
     """A matrix in memory, CSC as the transpose; other formats are converted."""
     of_transpose = V.format == "csc"
     rows = (V.T if of_transpose else V).tocsr()
-    _check_ends("V", rows.shape, rows.data, rows.indices, rows.indptr)
     ends = rows.indptr.astype(np.int64)
-    return CSR(rows.data[: ends[-1]], rows.indices[: ends[-1]], ends, rows.shape, of_transpose)
+    data, indices = rows.data[: ends[-1]], rows.indices[: ends[-1]]  # there may be room for more
+    _check_ends(f"this {type(V).__name__}", rows.shape, data, indices, ends)
+    return CSR(data, indices, ends, rows.shape, of_transpose)
 
 
 def open_group(group: zarr.Group, where: str, strict: bool) -> CSR:

@@ -85,7 +85,7 @@ def _of_sparse(matrix: Matrix, scheduler: Scheduler) -> dict[str, Any]:
             beside, extra = max(beside, chunk_bytes), extra + share
         elif layout.codecs:
             inner = layout.inner[0] * array.dtype.itemsize
-            beside = max(beside, share * chunk_bytes + inner)
+            beside += share * chunk_bytes + inner  # one after the other, but the heap keeps both
     resident = 0 if scheduler.remote else source.indptr.nbytes
     return known | {"resident": resident, "extra": extra, "beside": ceil(beside)}
 

@@ -155,9 +155,9 @@ def _rows_of(V: Any) -> list[tuple[Any, tuple[int, int]]]:
 def as_wrong_dask(draw: Draw, X: Array, call: Call) -> Any:
     """A dask array whose blocks are not what it says."""
     V = da.from_array(X, chunks=(max(1, X.shape[0] // 2), X.shape[1]), name=False)
-    how = draw.one("unknown", "sparse", "sparse told", "short", "complex", "masked", "text", "1-D")
+    how = draw.one("unknown", "sparse", "short", "complex", "masked", "text", "1-D")
     call.kind += f" dask {how}"
-    early = how in ("unknown", "sparse told")
+    early = how == "unknown"
     (call.wrong if early else call.late).add("V" if early else BLOCK)
     if how == "unknown":
         return V[V[:, 0] >= 0]
@@ -260,7 +260,7 @@ def as_nothing(draw: Draw, X: Array, call: Call) -> Any:
     call.wrong.add("V")
     folder = call.folder
     how = draw.one(
-        *("list", "sparse", "masked", "none", "int", "bytes", "group", "group path", "no path"),
+        *("list", "none", "int", "bytes", "group", "group path", "no path"),
         *("file", "folder", "empty", "nul", "no metadata", "half metadata", "below file", "view"),
         *("deep", "vector", "scalar", "no rows", "no columns", "zarr vector"),
     )
@@ -282,8 +282,6 @@ def as_nothing(draw: Draw, X: Array, call: Call) -> Any:
         return zarr.create_array(MemoryStore(), data=np.ones(7))
     return {
         "list": X.tolist(),
-        "sparse": scipy.sparse.csr_array(np.ones((3, 4))),
-        "masked": np.ma.masked_less(X.astype(float), 0.5),
         "none": None,
         "int": 7,
         "bytes": b"V.zarr",

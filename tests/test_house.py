@@ -17,10 +17,10 @@ PACKAGE = ROOT / "dask_nmf"
 # Each file may import from those before it.
 ORDER = (
     "types errors blas penalties options scheduler watch limits geometry blocks retrying "
-    "layout reader boxes csr sparse divergences solvers newton losses slabs entrywise descent model "
-    "stopping tasks stream matrix io survey init plans advice fitting planner transforming "
-    "looking result fingerprint packing commits checkpoint output rechunking sorting sources "
-    "matrixmarket files converting resume sweeps visits loop driver cli"
+    "layout reader boxes csr sparse divergences solvers newton losses slabs entrywise "
+    "descent model stopping tasks stream matrix io survey init plans advice fitting planner "
+    "transforming looking result fingerprint packing commits checkpoint output rechunking "
+    "sorting sources matrixmarket files converting resume sweeps visits loop driver cli"
 )
 
 

@@ -18,6 +18,7 @@ import dask_nmf
 from dask_nmf import geometry, oracle, tasks
 from dask_nmf.blocks import Grid
 from dask_nmf.io import open_matrix
+from tests import s3
 from tests.conftest import Array, low_rank
 from tests.resuming import assert_same, killing, until_done
 from tests.stores import CountingStore
@@ -53,6 +54,7 @@ def blocked(kind: Any, chunks: tuple[int, int] = (70, 25)) -> Any:
 
 
 def pydata(name: str) -> Any:
+    """Not in the test extra: dask loads it wherever it is, and numba, 60 MB in each process."""
     return blocked(getattr(pytest.importorskip("sparse"), name))
 
 
@@ -165,6 +167,14 @@ def test_unsorted_and_duplicate_entries(tmp_path: Path) -> None:
     assert V.indices.tolist() == [2, 0, 2, 1, 0]
 
 
+def test_room_for_more_entries() -> None:
+    """scipy's arrays may be longer than what is used of them."""
+    V = CSR.copy()
+    V.data, V.indices = np.append(V.data, np.nan), np.append(V.indices, 10**6)
+    expected = run(CSR, solver="mu")
+    assert_close(run(V, solver="mu"), expected.W.compute(), expected.H)
+
+
 @pytest.mark.parametrize("kind", ["group", "scipy csr", "dask csr"])
 def test_float32(tmp_path: Path, kind: str) -> None:
     dense = few().astype("f4")
@@ -241,6 +251,14 @@ def test_on_a_cluster(tmp_path: Path, cluster: str) -> None:
         assert W.tobytes() == expected.W.compute().tobytes()
         assert np.asarray(found.H).tobytes() == np.asarray(expected.H).tobytes()
         assert [r.error for r in found.history] == [r.error for r in expected.history]
+
+
+def test_on_an_object_store(tmp_path: Path, bucket: s3.Bucket) -> None:
+    expected = run(group(tmp_path / "V", CSR), solver="hals", out=tmp_path / "out")
+    group(s3.url("V"), CSR)
+    found = run(s3.url("V"), solver="hals", out=s3.url("out"))
+    assert_same(found, expected)
+    assert run(s3.url("V"), solver="hals", out=s3.url("out")).history == found.history
 
 
 # ------------------------------------------------------------------------------- resuming

@@ -147,6 +147,16 @@ def test_chunks_of_zeros_that_were_left_out(tmp_path: Path) -> None:
     assert dask_nmf.factorize(V, 1, missing="zero").error < 1e-6
 
 
+def test_a_scipy_matrix_that_was_spoilt() -> None:
+    for bad, text in (
+        (_spoilt(indices=CSR.indices[:-1]), "indices of this csr_array must have .* entries"),
+        (_spoilt(indptr=_with(CSR.indptr, 9, 10**6)), "this csr_array must not fall"),
+        (_spoilt(indices=_with(CSR.indices, 7, N)), f"entry 7 has column index {N}"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            run(bad)
+
+
 def test_where_V_may_lie(tmp_path: Path, cluster: str) -> None:
     V = group(zarr.storage.MemoryStore(), CSR)
     assert run(V).error == run(CSR).error

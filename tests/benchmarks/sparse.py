@@ -6,8 +6,6 @@ cache, with nothing of V kept. Then the peak memory of each, measured in a proce
 """
 
 import argparse
-import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -30,7 +28,7 @@ from dask_nmf.blas import one_blas_thread
 from dask_nmf.io import open_matrix
 from dask_nmf.types import Array
 from tests.benchmarks.common import CODECS, table
-from tests.benchmarks.memory import peak_bytes
+from tests.benchmarks.memory import measure
 
 N, PER_ROW, RANK = 20_000, 100, 20
 CHUNK = 2**20  # entries
@@ -136,73 +134,61 @@ def contestants(path: str, loss: str) -> dict[str, Callable[[], Times]]:
     return found
 
 
-# ------------------------------------------------------------------------------- memory
-def child(path: str, threads: int, **options: Any) -> dict[str, Any]:
-    """Factor, and say what was predicted and what it took."""
-    with dask.config.set(scheduler="threads", num_workers=threads):
-        plan = factorize(path, RANK, tol=0, max_passes=3, **options).plan
-    assert plan is not None
-    block = "{:,} x {:,}".format(*plan.block)
-    return {"predicted": plan.peak_bytes, "measured": peak_bytes(), "block": block}
+def speeds(path: str, rows: int, rounds: int, loss: str) -> None:
+    taken: dict[str, list[Times]] = {}
+    runs = contestants(path, loss)
+    for _ in range(rounds):
+        for name, run in runs.items():
+            taken.setdefault(name, []).append(run())
+            print(name, *taken[name][-1], file=sys.stderr, flush=True)
+    millions = rows * PER_ROW / 1e6
+    found = []
+    for name, times in taken.items():
+        seconds, cpu = (median(column) for column in zip(*times, strict=True))
+        found.append([name, seconds, 1e3 * seconds / millions, 1e3 * cpu / millions])
+    title = f"{loss}: a pass over {rows:,} x {N:,} with {millions:,.0f} million entries"
+    table(title, ["", "seconds", "ms per million", "of the processor"], found)
 
 
+# ------------------------------------------------------------------------------------- memory
 def peaks(path: str, folder: Path, loss: str) -> None:
     rows = []
     out = {"out": str(folder / "sparse-out.zarr"), "overwrite": True}
-    for threads, memory, more in (
+    settings: list[tuple[int, str | None, dict[str, Any]]] = [
         (1, None, {}),
         (2, None, {}),
         (2, "1GB", {}),
         (2, "1GB", out),
         (2, "500MB", out),
-    ):
-        for solver in SOLVERS[loss][:1] if loss != "frobenius" else ("hals", "auto"):
-            run = {"path": path, "threads": threads, "memory": memory, "solver": solver, **more}
-            done = subprocess.run(
-                [sys.executable, "-m", "tests.benchmarks.sparse", json.dumps(run | {"loss": loss})],
-                capture_output=True,
-                text=True,
-                check=True,
-            )
-            found = json.loads(done.stdout.splitlines()[-1])
+    ]
+    for threads, memory, more in settings:
+        for solver in ("hals", "auto") if loss == "frobenius" else SOLVERS[loss]:
+            run = {"threads": threads, "memory": memory, "solver": solver, "loss": loss, **more}
+            found = measure(V=path, rank=RANK, **run)
             predicted, measured = found["predicted"] / 1e6, found["measured"] / 1e6
             label = f"{solver}, {threads} thread(s), memory={memory}" + (", out" if more else "")
-            rows.append([label, found["block"], predicted, measured, predicted / measured])
+            block = "{:,} x {:,}".format(*found["plan"]["block"])
+            rows.append([label, block, predicted, measured, predicted / measured])
     header = ["", "block", "predicted", "measured", "ratio"]
     table("Peak memory of a process in MB", header, rows)
 
 
 def main() -> None:
+    warnings.simplefilter("ignore")
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     default = Path(tempfile.gettempdir()) / "dask_nmf_benchmarks"
     parser.add_argument("--folder", type=Path, default=default, help="of the data (%(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each (%(default)s)")
     parser.add_argument("--rows", type=int, default=1_000_000, help="of V (%(default)s)")
+    parser.add_argument("--memory", action="store_true", help="the peak memory only")
     parser.add_argument("--loss", choices=SOLVERS, default="frobenius")
     chosen = parser.parse_args()
     chosen.folder.mkdir(parents=True, exist_ok=True)
     path = make(chosen.folder, chosen.rows)
-    taken: dict[str, list[Times]] = {}
-    runs = contestants(path, chosen.loss)
-    for _ in range(chosen.rounds):
-        for name, run in runs.items():
-            taken.setdefault(name, []).append(run())
-            print(name, *taken[name][-1], file=sys.stderr, flush=True)
-    millions = chosen.rows * PER_ROW / 1e6
-    rows = []
-    for name, times in taken.items():
-        seconds, cpu = (median(column) for column in zip(*times, strict=True))
-        rows.append([name, seconds, 1e3 * seconds / millions, 1e3 * cpu / millions])
-    title = (
-        f"{chosen.loss}: a pass over {chosen.rows:,} x {N:,} with {millions:,.0f} million entries"
-    )
-    table(title, ["", "seconds", "ms per million", "of the processor"], rows)
+    if not chosen.memory:
+        speeds(path, chosen.rows, chosen.rounds, chosen.loss)
     peaks(path, chosen.folder, chosen.loss)
 
 
 if __name__ == "__main__":
-    warnings.simplefilter("ignore")
-    if sys.argv[1:] and sys.argv[1].startswith("{"):
-        print(json.dumps(child(**json.loads(sys.argv[1]))))
-    else:
-        main()
+    main()
