@@ -236,6 +236,8 @@ def _parser() -> argparse.ArgumentParser:
 def _shared(command: argparse.ArgumentParser) -> None:
     """What decides the plan of a fit."""
     command.add_argument("--rank", type=int, required=True, help="number of components, k")
+    command.add_argument("--loss", default="frobenius", help="or kullback-leibler, or a beta")
+    command.add_argument("--weights", help="path or URL of an array like V; 0: not there")
     command.add_argument("--init", default="random", help="random, nndsvd, nndsvda or nndsvdar")
     command.add_argument("--max-passes", type=int, default=200, help="most passes over V")
     command.add_argument("--block-rows", type=int, help="rows of V per block")
@@ -245,7 +247,9 @@ def _shared(command: argparse.ArgumentParser) -> None:
 def _where(command: argparse.ArgumentParser) -> None:
     """What all that read V share."""
     command.add_argument("--memory", help="limit per worker process, such as 2GiB")
-    command.add_argument("--missing", default="error", help="what absent chunks are: error, zero")
+    command.add_argument(
+        "--missing", default="error", help="error, zero (absent chunks) or nan (entries)"
+    )
     command.add_argument("--scheduler", help="tcp://host:8786 of a running cluster, or threads")
 
 
