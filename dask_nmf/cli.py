@@ -248,7 +248,7 @@ def _where(command: argparse.ArgumentParser) -> None:
     """What all that read V share."""
     command.add_argument("--memory", help="limit per worker process, such as 2GiB")
     command.add_argument(
-        "--missing", default="error", help="error, zero (absent chunks) or nan (entries)"
+        "--missing", default="error", help="error, zero (for chunks) or nan (entries)"
     )
     command.add_argument("--scheduler", help="tcp://host:8786 of a running cluster, or threads")
 
