@@ -148,7 +148,7 @@ def solve_rows(V_b: Any, weights: Array | None, H: Array, problem: Problem) -> A
     for part, slab in slabs(V_b, weights, problem.loss, problem.blank):
         sums = slab.times(slab.v, np.ones((H.shape[1], 1)))
         W = np.repeat(sums / max(float(other.sums.sum()), _TINY), len(H), axis=1)
-        floors = slab.per_row(_ROUNDING * sums / H.shape[1])
+        floors = slab.per_row(np.where(sums > 0, _ROUNDING * sums / H.shape[1], 1.0))
         moving = sums[:, 0] > 0
         for _ in range(_MOST_STEPS):
             if not moving.any():

@@ -2,7 +2,7 @@
 
 import types
 from collections.abc import Iterator, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, get_args, get_type_hints
 
 import numpy as np
@@ -52,10 +52,20 @@ def unpack(kind: Any, flat: dict[str, Any], name: str = "value") -> Any:
         raise Damaged(f"{name} is missing")
     if record is not None:
         hints = get_type_hints(record)
-        values = {f.name: unpack(hints[f.name], flat, f"{name}.{f.name}") for f in fields(record)}
+        values = {
+            f.name: unpack(hints[f.name], flat, f"{name}.{f.name}")
+            for f in fields(record)
+            # Older runs lack the fields that have a default.
+            if f.default is MISSING or f"{name}.{f.name}" in flat or _nested(hints[f.name])
+        }
         return record(**values)
     plain = next((k for k in kinds if k in (int, float, bool)), None)
     return flat[name] if plain is None else plain(flat[name])
+
+
+def _nested(kind: Any) -> bool:
+    """Whether its own fields are in the dict, not itself."""
+    return bool(kind == tuple[SweepRecord, ...])
 
 
 def to_columns(history: Sequence[SweepRecord]) -> dict[str, Array]:

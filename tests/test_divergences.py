@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.sparse import csr_array
 from sklearn.decomposition import non_negative_factorization
 from sklearn.decomposition._nmf import _beta_divergence
 
@@ -265,3 +266,100 @@ def test_on_the_transpose_it_is_the_method_on_the_transpose() -> None:
     np.testing.assert_allclose(np.asarray(one.W), other.H.T, rtol=1e-9)
     np.testing.assert_allclose(np.asarray(one.H), np.asarray(other.W).T, rtol=1e-9, atol=1e-12)
     assert one.history[-1].objective == pytest.approx(other.history[-1].objective, rel=1e-10)
+
+
+@pytest.mark.parametrize("loss", ["kullback-leibler", 1.5, 0.5])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_sparse_is_dense(loss: Any, weighted: bool) -> None:
+    random = np.random.default_rng(0)
+    V = random.poisson(random.gamma(0.3, 1, (90, 4)) @ random.gamma(0.3, 1, (4, 30))).astype(float)
+    V[5], V[:, 7] = 0.0, 0.0
+    weights = (random.random(V.shape) < 0.7) * 1.5 if weighted else None
+    for solver in ("auto", "mu"):
+        told: dict[str, Any] = {"loss": loss, "weights": weights, "solver": solver, "tol": 0}
+        one = dask_nmf.factorize(V, 4, max_passes=6, block_rows=30, **told)
+        other = dask_nmf.factorize(csr_array(V), 4, max_passes=6, block_rows=30, **told)
+        # Flat ways of the loss make more of rounding than the loss shows.
+        np.testing.assert_allclose(np.asarray(other.W), np.asarray(one.W), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(other.H, one.H, rtol=1e-5, atol=1e-6)
+        assert other.history[-1].objective == pytest.approx(one.history[-1].objective, rel=1e-8)
+        held_out = [result.history[-1].held_out or 0.0 for result in (one, other)]
+        assert held_out[1] == pytest.approx(held_out[0], rel=1e-7)
+        assert (held_out[0] > 0) == weighted
+
+
+@pytest.mark.parametrize("kind", ["dense", "sparse", "weighted"])
+def test_killed_and_called_again_gives_the_same_bits(kind: str, tmp_path: Any) -> None:
+    random = np.random.default_rng(0)
+    V: Any = random.poisson(random.random((90, 4)) @ random.random((4, 30)) * 2).astype(float)
+    weights = random.random(V.shape) < 0.7 if kind == "weighted" else None
+    V = csr_array(V) if kind == "sparse" else V
+    told: dict[str, Any] = {"loss": "kullback-leibler", "tol": 0, "block_rows": 30}
+    told |= {"weights": weights, "max_passes": 8}
+    kept = told | {"checkpoint_every": 1}
+    whole = dask_nmf.factorize(V, 4, **told)
+
+    def stop(record: dask_nmf.SweepRecord) -> None:
+        if record.sweep == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        dask_nmf.factorize(V, 4, out=tmp_path / "out", callback=stop, **kept)
+    again = dask_nmf.factorize(V, 4, out=tmp_path / "out", **kept)
+    assert again.resumed_from == 4
+    assert np.asarray(again.W).tobytes() == np.asarray(whole.W).tobytes()
+    assert again.H.tobytes() == whole.H.tobytes()
+    losses = [[r.objective for r in result.history] for result in (again, whole)]
+    assert losses[0] == losses[1]
+    if weights is not None:
+        with pytest.raises(FileExistsError, match="weights"):
+            dask_nmf.factorize(V, 4, out=tmp_path / "out", **told | {"weights": ~weights})
+    with pytest.raises(FileExistsError, match="loss"):
+        dask_nmf.factorize(V, 4, out=tmp_path / "out", **told | {"loss": 1.5})
+
+
+def test_scale_is_carried_through() -> None:
+    """Not scikit-learn's absolute epsilon: entries of 1e-8 are fitted as those of 1."""
+    random = np.random.default_rng(0)
+    V = random.poisson(random.random((90, 4)) @ random.random((4, 30)) * 2).astype(float)
+    told: dict[str, Any] = {"loss": "kullback-leibler", "tol": 0, "max_passes": 8}
+    one = dask_nmf.factorize(V, 4, **told)
+    for scale in (1e-8, 1e8):
+        other = dask_nmf.factorize(V * scale, 4, **told)
+        np.testing.assert_allclose(other.error, one.error, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("V", "more", "text"),
+    [
+        (np.eye(4), {"loss": 0}, "V contains zeros, of which loss=0 makes infinitely much"),
+        (np.eye(4), {"loss": -1.0}, "V contains zeros"),
+        (np.ones((4, 4)), {"weights": np.zeros((4, 4))}, "no entry of V has a weight above 0"),
+        (
+            np.ones((4, 4)),
+            {"weights": -np.eye(4)},
+            "weights must be finite.*row 0, column 0",
+        ),
+        (np.ones((4, 4)), {"weights": np.eye(4) * np.nan}, "weights must be finite"),
+        (
+            np.diag([1, -1.0, 1, 1]),
+            {"weights": np.eye(4)},
+            "V must be .*row 1, column 1 ",
+        ),
+        (np.full((4, 4), np.nan), {"missing": "nan"}, "no entry of V has a weight above 0"),
+        (
+            np.diag([1, np.nan]),
+            {"loss": 1},
+            "V must be finite.*row 1, column 1",
+        ),
+        (np.ones((9, 9)), {"weights": np.eye(9), "init": "nndsvda"}, "needs all entries of V"),
+        (
+            np.ma.masked_less(np.eye(3), 1),
+            {"weights": np.eye(3)},
+            "weights must be None for",
+        ),
+    ],
+)
+def test_bad_input(V: Any, more: dict[str, Any], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        dask_nmf.factorize(V, 2, **more)

@@ -1,0 +1,119 @@
+"""W of new rows: the best for each, whatever lies beside it; and V as the factors tell it."""
+
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import pytest
+import scipy.sparse
+import zarr
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.optimize import minimize, nnls
+
+import dask_nmf
+from dask_nmf import oracle
+from tests.conftest import Array
+
+
+def _data(seed: int = 0) -> tuple[Array, Array]:
+    random = np.random.default_rng(seed)
+    V = random.poisson(5 * random.random((60, 4)) @ random.random((4, 20))).astype(float)
+    V[3] = 0.0
+    return V, random.random((4, 20))
+
+
+def test_frobenius_is_nnls() -> None:
+    V, H = _data()
+    wanted = np.array([nnls(H.T, v)[0] for v in V])
+    for X in (V, da.from_array(V, chunks=(7, 9)), scipy.sparse.csr_array(V)):
+        W = dask_nmf.transform(X, H)
+        assert isinstance(W, da.Array)
+        np.testing.assert_allclose(W.compute(), wanted, atol=1e-9)
+    there = np.random.default_rng(1).random(V.shape) < 0.7
+    found = dask_nmf.transform(np.where(there, V, np.nan), H, missing="nan")
+    wanted = np.array([nnls(H.T[there[i]], v[there[i]])[0] for i, v in enumerate(V)])
+    np.testing.assert_allclose(found.compute(), wanted, atol=1e-7)
+
+
+@pytest.mark.parametrize("beta", [1.0, 1.5])  # convex: there is one minimum
+def test_divergences_are_at_their_minimum(beta: float) -> None:
+    V, H = _data()
+    W = dask_nmf.transform(V, H, loss=beta).compute()
+    assert not W[3].any()
+    for i in (0, 1, 5):
+
+        def cost(root: Array, v: Array = V[i : i + 1]) -> float:
+            with np.errstate(all="ignore"):  # where the search may go
+                return oracle.divergence(v, (root**2) @ H, beta)
+
+        best = minimize(cost, np.sqrt(W[i : i + 1]).ravel() + 0.1, tol=1e-12)
+        assert cost(np.sqrt(W[i : i + 1])) <= best.fun * (1 + 1e-6)
+
+
+@given(
+    st.integers(0, 58),
+    st.integers(1, 60),
+    st.sampled_from(["frobenius", "kullback-leibler", 1.5, 0.0, "masked"]),
+)
+def test_a_slice_of_rows_is_that_slice(start: int, rows: int, loss: Any) -> None:
+    V, H = _data()
+    V, told = V + 0.1, {"loss": loss}
+    there = np.random.default_rng(1).random(V.shape) < 0.7
+    if loss == "masked":
+        told = {}
+    whole = dask_nmf.transform(V, H, weights=there if loss == "masked" else None, **told)
+    part = slice(start, start + rows)
+    some = dask_nmf.transform(
+        da.from_array(V[part], chunks=(5, 20)),
+        H,
+        weights=there[part] if loss == "masked" else None,
+        **told,
+    )
+    np.testing.assert_allclose(some.compute(), whole.compute()[part], rtol=1e-6, atol=1e-8)
+
+
+def test_nothing_is_read_before_it_is_asked_for(tmp_path: Any) -> None:
+    V, H = _data()
+    array = zarr.create_array(tmp_path / "V", data=V, chunks=(10, 20))
+    W = dask_nmf.transform(tmp_path / "V", H, memory="1GiB")
+    array[0, 0] = -1.0
+    with pytest.raises(ValueError, match="V must be finite and non-negative, but row 0, column 0"):
+        W.compute()
+
+
+def test_penalty_pulls_down() -> None:
+    V, H = _data()
+    W = dask_nmf.transform(V, H, alpha_W=0.1, l1_ratio=1.0).compute()
+    l1 = 20 * 0.1
+    wanted = np.zeros((60, 4))
+    for _ in range(2000):
+        wanted = oracle.hals_W(V, wanted, H, 1, None, l1)
+    np.testing.assert_allclose(W, wanted, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("V", "H", "text"),
+    [
+        (np.ones((3, 4)), np.ones((2, 5)), r"H must be a real array \(k, 4\)"),
+        (np.ones((3, 4)), -np.ones((2, 4)), "H must be finite and non-negative"),
+        (scipy.sparse.csc_array(np.eye(4)), np.ones((2, 4)), "convert it to CSR"),
+    ],
+)
+def test_bad_input(V: Any, H: Array, text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        dask_nmf.transform(V, H)
+
+
+def test_reconstruct_is_lazy_and_any_part() -> None:
+    V, _ = _data()
+    result = dask_nmf.factorize(V, 3, tol=0, max_passes=5, block_rows=20)
+    whole = np.asarray(result.W) @ result.H
+    for rows, columns in (
+        (slice(None), slice(None)),
+        (slice(5, 50, 3), [1, 4, 19]),
+        (np.arange(60) % 2 == 0, slice(3)),
+    ):
+        part = result.reconstruct(rows, columns, block_bytes=2000)
+        assert isinstance(part, da.Array)
+        np.testing.assert_allclose(part.compute(), whole[rows][:, columns], rtol=1e-12)
