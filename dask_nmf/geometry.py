@@ -7,11 +7,11 @@ from math import ceil, log
 TARGET_BYTES = 64 * 2**20
 """Size of a block when nothing else decides: some 0.1 s of reading, far above a task's 1 ms."""
 
-BASE_BYTES = 200 * 2**20
+BASE_BYTES = 225 * 2**20
 """A Python process with numpy, scipy, dask and zarr loaded, and with pandas and pyarrow, which dask
 loads where they are installed (75 MiB); and what its heap keeps."""
 
-WORKER_BYTES = 185 * 2**20
+WORKER_BYTES = 210 * 2**20
 """The same of a worker of a cluster, which does not build graphs."""
 
 FACTOR_COPIES = 5

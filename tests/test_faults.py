@@ -251,10 +251,10 @@ def test_ctrl_c_ends_a_run_at_once(
 ) -> None:
     """With none of its tasks left on the scheduler, and those of others as they were."""
     run = call(slow, tmp_path / "out.zarr")
-    run = replace(run, options=run.options | {"max_passes": 1000})  # it cannot be done by then
+    longer = replace(run, options=run.options | {"max_passes": 1000})  # not done by then
     with Client(processes.address, set_as_default=False) as other:
         theirs = [other.submit(pow, i, 2, key=f"theirs-{i}") for i in range(3)]
-        driver = processes.drive(run)
+        driver = processes.drive(longer)
         in_pass(3.5, counting(V, tmp_path))
         driver.send(signal.SIGINT)
         outcome = driver.told(5)

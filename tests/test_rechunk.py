@@ -251,6 +251,6 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "holds a copy made by another call" in capsys.readouterr().err
     assert main(["plan", out, "--rank", "3", "--json"]) == 0
     assert '"chunks": "30 x 62"' in capsys.readouterr().out
-    assert main(["plan", out, "--rank", "3", "--memory", "340MB", "--probe"]) == 0
+    assert main(["plan", out, "--rank", "3", "--memory", "366MB", "--probe"]) == 0
     assert "a pass takes" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()

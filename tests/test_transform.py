@@ -30,9 +30,10 @@ def test_frobenius_is_nnls() -> None:
         W = dask_nmf.transform(X, H)
         assert isinstance(W, da.Array)
         np.testing.assert_allclose(W.compute(), wanted, atol=1e-9)
-    there = np.random.default_rng(1).random(V.shape) < 0.7
+    there = np.asarray(np.random.default_rng(1).random(V.shape) < 0.7)
     found = dask_nmf.transform(np.where(there, V, np.nan), H, missing="nan")
-    wanted = np.array([nnls(H.T[there[i]], v[there[i]])[0] for i, v in enumerate(V)])
+    rows = [np.flatnonzero(row) for row in there]
+    wanted = np.array([nnls(H.T[j], v[j])[0] for v, j in zip(V, rows, strict=True)])
     np.testing.assert_allclose(found.compute(), wanted, atol=1e-7)
 
 
