@@ -11,6 +11,7 @@ import numpy as np
 from scipy.sparse import issparse
 
 from dask_nmf.divergences import Beta
+from dask_nmf.geometry import SPARSE_SLAB
 from dask_nmf.newton import Newton, descend, diagonal, pair_count, pair_products
 from dask_nmf.penalties import Penalties, Penalty
 from dask_nmf.slabs import Slab, slabs
@@ -220,8 +221,9 @@ def column_sums(V_b: Any, weights: Array | None, W_b: Array, H: Array, problem: 
     ones = loss.linear and weights is None
     if ones:
         push += W_all.sum(axis=0)
-    # Sparse rows give a matrix (n, k) as dense ones do, and take little room: all at once.
-    rows = len(W_all) if ones and issparse(V_b) else 0
+    rows = 0
+    if ones and issparse(V_b):  # their share is dense: of as many rows as have room
+        rows = max(1, SPARSE_SLAB * len(W_all) // max(V_b.nnz, 1))
     for part, slab in slabs(V_b, weights, loss, problem.blank, rows):
         W = W_all[part]
         x = _product(slab, W, other, problem.floor)

@@ -38,6 +38,9 @@ MODEL_ALL = 2**20
 MODEL_ROWS, MODEL_ROWS_PER_COMPONENT = 8192, 256
 """Of a sample, where it has not all; the more of the two."""
 
+SPARSE_SLAB = 2**19
+"""Non-zeros of a slab whose share of the sums, a dense (k, n) array, is added at once."""
+
 START_ROWS, START_ROWS_PER_COMPONENT, START_BYTES = 1024, 50, 2**25
 """Of V, for the start of a divergence: the more of the two, as far as dense rows take no more."""
 
@@ -155,7 +158,9 @@ class Geometry:
         }
         if self.entrywise:
             parts["half-steps"] += self.threads * self._slabs(columns)
-            start = 6 * sample_height(self.m, columns, k, False) * columns * 8
+            start = 6 * sample_height(self.m, columns, k, self.entries is not None) * columns * 8
+            if self.entries is not None:
+                start = start * self.nnz // (self.m * self.n)
             parts["H"] += max(3 * width * columns * 8, start) if self.local else 0
         if self.model:
             held, between, picked = self._model(width, block)
@@ -167,9 +172,14 @@ class Geometry:
 
     def _slabs(self, columns: int) -> int:
         """Bytes of one visit beyond the factors: arrays of a slab, and of pairs of components."""
-        rows = max(1, SLAB // columns)
+        per_row = columns
+        entries = 12 * max(SLAB, columns)
+        if self.entries is not None and not self.weight_bytes:
+            per_row = max(1, self.nnz // self.m)
+            entries = 8 * max(SPARSE_SLAB, per_row)
+        rows = max(1, SLAB // per_row)
         of_pairs = 3 * (rows + columns) * self.pairs + 2**23 * (self.pairs > 0)
-        return 8 * (12 * max(SLAB, columns) + of_pairs + rows * self.rank**2)
+        return 8 * (entries + of_pairs + rows * self.rank**2)
 
     def block_bytes(self, rows: int, columns: int) -> int:
         """Of the largest block of that size."""
