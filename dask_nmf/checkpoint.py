@@ -119,7 +119,7 @@ class Run:
         self._commits: dict[int, set[str]] = {}
         self._known = {name for name in _names(self._group.store_path) if "-" in name}
         self._free_at = 0.0
-        self.name, self.recalled = run, False
+        self.name, self.recalled, self._deleted = run, False, False
 
     @property
     def record(self) -> dict[str, Any]:
@@ -283,6 +283,7 @@ class Run:
 
     def delete(self) -> None:
         """The run and its epochs; not those of a call that has begun meanwhile."""
+        self._deleted = True
         forget(self._root.store_path, self.name, self._claim.number)
 
     def ended_by_error(self, error: Exception) -> None:
@@ -291,6 +292,8 @@ class Run:
         Nor if V or the start was refused before the first commit: it would be in the way of the
         call that mends it.
         """
+        if self._deleted:  # the results are there: what failed came after them
+            return
         if not _numbers(self._root.store_path, "epoch-"):  # another call has finished it
             self.delete()
         self.check_owner()  # what has failed may be what a new owner has swept away

@@ -257,7 +257,7 @@ def test_ctrl_c_ends_a_run_at_once(
         driver = processes.drive(longer)
         in_pass(3.5, counting(V, tmp_path))
         driver.send(signal.SIGINT)
-        outcome = driver.told(5)
+        outcome = driver.told(10)
         assert outcome is not None, "it goes on"
         assert outcome.error == "KeyboardInterrupt"
         wait_until(lambda: tasks(other) == {f"theirs-{i}" for i in range(3)}, 5, "nothing left")

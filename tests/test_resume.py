@@ -37,7 +37,7 @@ def test_killed_and_resumed_is_the_same(
 @pytest.mark.parametrize("solver", ["auto", "hals"])
 @pytest.mark.parametrize(
     ("shape", "chunks", "memory"),
-    [((60, 700), (60, 70), None), ((2100, 2100), (300, 300), "195MB")],
+    [((60, 700), (60, 70), None), ((2100, 2100), (300, 300), "258MB")],
     ids=["columns", "tiles"],
 )
 def test_on_the_transpose_and_in_tiles(

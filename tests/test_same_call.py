@@ -191,13 +191,13 @@ def test_the_blocks_of_the_first_call_stay(tmp_path: Path) -> None:
     expected = dask_nmf.factorize(X, 2, **options)
     with pytest.raises(Killed):
         dask_nmf.factorize(X, 2, out=tmp_path / "out", callback=killing(2), **options)
-    other = dask_nmf.plan(X, 2, out="out", memory="190MB", **fixed)
+    other = dask_nmf.plan(X, 2, out="out", memory="253MB", **fixed)
     assert expected.plan is not None
     assert other.block != expected.plan.block
     with pytest.raises(ValueError, match="too small to go on with the run at out: its blocks of"):
-        dask_nmf.factorize(X, 2, out=tmp_path / "out", memory="190MB", **options)
+        dask_nmf.factorize(X, 2, out=tmp_path / "out", memory="253MB", **options)
     assert expected.plan.threads == 2
-    megabytes = range(190, 400)  # just too little for two threads with these blocks
+    megabytes = range(253, 463)  # just too little for two threads with these blocks
     plans = {mb: dask_nmf.plan(X, 2, out="out", memory=mb * 10**6, **fixed) for mb in megabytes}
     tight = max(mb for mb in megabytes if plans[mb].block != expected.plan.block)
     found = dask_nmf.factorize(X, 2, out=tmp_path / "out", memory=tight * 10**6, **options)

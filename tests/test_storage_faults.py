@@ -13,6 +13,7 @@ from zarr.storage import LocalStore
 
 import dask_nmf
 from dask_nmf.blocks import Grid, even
+from dask_nmf.output import Output
 from tests.conftest import low_rank
 from tests.mishaps import fill, mounted, unmounted
 from tests.processes import Call, Processes, digest, wait_until
@@ -189,3 +190,20 @@ def test_files_that_may_not_grow(V: Path, tmp_path: Path, expected: str) -> None
         assert "a disk is full" in outcome.text
         mend()
         assert processes.drive(call).told(30).digest == expected
+
+
+def test_a_failure_after_the_results_is_told_as_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run is deleted by then, by this call and not by another."""
+    V = low_rank(40, 10, 2)
+
+    def fails(_: Output) -> None:
+        raise OSError(5, "the store is gone")
+
+    monkeypatch.setattr(Output, "consolidate", fails)
+    with pytest.raises(StorageFailed, match="the store is gone"):
+        dask_nmf.factorize(V, 2, out=tmp_path / "out", tol=0, max_passes=4)
+    monkeypatch.undo()
+    again = dask_nmf.factorize(V, 2, out=tmp_path / "out", tol=0, max_passes=4)
+    assert again.resumed_from == 4
