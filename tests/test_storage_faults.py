@@ -202,7 +202,7 @@ def test_a_failure_after_the_results_is_told_as_itself(
         raise OSError(5, "the store is gone")
 
     monkeypatch.setattr(Output, "consolidate", fails)
-    with pytest.raises(StorageFailed, match="the store is gone"):
+    with pytest.raises(dask_nmf.StorageFailed, match="the store is gone"):
         dask_nmf.factorize(V, 2, out=tmp_path / "out", tol=0, max_passes=4)
     monkeypatch.undo()
     again = dask_nmf.factorize(V, 2, out=tmp_path / "out", tol=0, max_passes=4)
