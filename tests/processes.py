@@ -44,6 +44,7 @@ CONFIG: dict[str, Any] = {
 # ------------------------------------------------------------------------- what the processes do
 def _settle(log: Path, config: dict[str, Any]) -> None:
     """What is printed goes to a file; configured as all of them are; gone when the tests are."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background ignores it
     if sys.platform == "linux":  # killed when its parent ends, which ends with the tests
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
