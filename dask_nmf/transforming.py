@@ -17,7 +17,7 @@ from dask_nmf.losses import Frobenius, Loss, make_loss
 from dask_nmf.matrix import Missing
 from dask_nmf.newton import Newton
 from dask_nmf.options import parse_memory
-from dask_nmf.penalties import NO_PENALTY, Penalties, Penalty, check_alpha
+from dask_nmf.penalties import Penalties, Penalty, check_alpha, scaled
 from dask_nmf.scheduler import active_scheduler
 from dask_nmf.solvers import MU, settled
 from dask_nmf.stream import blockwise, whole
@@ -75,8 +75,10 @@ def transform(
     >>> bool(np.allclose(W.compute(), [[2.0, 1.0]]))
     True
     """
-    loss, penalty = make_loss(loss), _penalty(V, alpha_W, l1_ratio)
+    loss = make_loss(loss)
+    check_alpha(alpha_W, "same", l1_ratio)
     matrix = open_weighted(V, missing, weights)
+    penalty = scaled(matrix.shape, alpha_W, 0.0, l1_ratio).W
     H = np.asarray(H)
     if H.ndim != 2 or H.shape[1] != matrix.shape[1] or H.dtype.kind not in "fiub":
         raise ValueError(
@@ -119,12 +121,6 @@ def transform(
         align_arrays=False,
         adjust_chunks={"k": len(H)},
     )
-
-
-def _penalty(V: Any, alpha_W: float, l1_ratio: float) -> Penalty:
-    check_alpha(alpha_W, "same", l1_ratio)
-    size = float(getattr(V, "shape", (0, 0))[1]) * alpha_W
-    return Penalty(size * l1_ratio, size * (1 - l1_ratio)) if alpha_W else NO_PENALTY
 
 
 @single_threaded

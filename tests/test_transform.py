@@ -118,3 +118,11 @@ def test_reconstruct_is_lazy_and_any_part() -> None:
         part = result.reconstruct(rows, columns, block_bytes=2000)
         assert isinstance(part, da.Array)
         np.testing.assert_allclose(part.compute(), whole[rows][:, columns], rtol=1e-12)
+
+
+def test_a_path_is_penalized_as_its_array(tmp_path: Any) -> None:
+    V, H = _data()
+    zarr.create_array(tmp_path / "V", data=V, chunks=(10, 20))
+    told: dict[str, Any] = {"alpha_W": 0.1, "l1_ratio": 1.0}
+    wanted = dask_nmf.transform(V, H, **told).compute()
+    np.testing.assert_allclose(dask_nmf.transform(tmp_path / "V", H, **told).compute(), wanted)
