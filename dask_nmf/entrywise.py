@@ -12,7 +12,7 @@ from scipy.sparse import issparse
 
 from dask_nmf.divergences import Beta
 from dask_nmf.geometry import SPARSE_SLAB
-from dask_nmf.newton import Newton, descend, diagonal, pair_count, pair_products
+from dask_nmf.newton import Newton, descend, diagonal, own_pairs, pair_count, pair_products
 from dask_nmf.penalties import Penalties, Penalty
 from dask_nmf.slabs import Slab, slabs
 from dask_nmf.solvers import HALS, MU
@@ -105,7 +105,7 @@ def step(F: Array, at: Derivatives, problem: Problem, penalty: Penalty) -> Array
     bend = at.bend
     if penalty.l2:
         bend = bend.copy()
-        bend[_own_pairs(F.shape[1])] += penalty.l2
+        bend[own_pairs(F.shape[1])] += penalty.l2
     slope = at.push - at.pull + penalty.slope(F)
     if isinstance(solver, HALS):
         return descend(F, slope, bend, 0.0, solver.inner)
@@ -123,10 +123,6 @@ def multiplied(F: Array, at: Derivatives, problem: Problem, penalty: Penalty) ->
     if problem.loss.exponent != 1:
         quotient **= problem.loss.exponent
     return np.asarray(F * quotient)
-
-
-def _own_pairs(k: int) -> Array:
-    return np.cumsum([0, *range(k, 1, -1)])
 
 
 def improve_rows(V_b: Any, weights: Array | None, W_b: Array, H: Array, problem: Problem) -> Array:

@@ -111,7 +111,7 @@ def make_plan(
         model=isinstance(solver, LookAhead) and solver.model,
         entrywise=entrywise,
         pairs=pair_count(options.rank) if entrywise and not isinstance(solver, MU) else 0,
-        weight_bytes=(24 if matrix.sparse else 8) if matrix.partial else 0,  # and V made dense
+        weight_bytes=matrix.weight_bytes,
     )
     if grid is None:
         used, grid = _within(found, memory, options.block_rows, scheduler.flexible)

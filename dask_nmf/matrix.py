@@ -14,9 +14,7 @@ from dask_nmf.boxes import Boxes, Checked, Transposed, as_block, check_entries
 from dask_nmf.csr import CSR, index_dtype
 from dask_nmf.layout import is_mapped, stored_share
 from dask_nmf.reader import Reader
-from dask_nmf.sparse import (
-    regrouped,
-)
+from dask_nmf.sparse import not_as_told, regrouped, unlike
 from dask_nmf.stream import from_boxes
 from dask_nmf.types import AnyArray, Array, DaskArray, working_dtype
 
@@ -74,6 +72,11 @@ class Matrix:
     def partial(self) -> bool:
         """Whether its entries have weights."""
         return self.nan or self.weights is not None
+
+    @property
+    def weight_bytes(self) -> int:
+        """Beside each entry of a block: its weight; and of a sparse V what is made dense for it."""
+        return (24 if self.sparse else 8) if self.partial else 0
 
     @property
     def unchecked(self) -> "Matrix":
@@ -216,15 +219,8 @@ def _as_told(x: Any, dtype: np.dtype[Any], block_info: Any = None) -> Array:
     shape, wrong = block_info[None]["chunk-shape"], ""
     if isinstance(x, np.ma.MaskedArray) or not isinstance(x, np.ndarray):
         wrong = f"is a {type(x).__name__}, not a dense numpy array"
-    elif x.shape != shape:
-        wrong = f"has shape {x.shape}, not {shape}"
-    elif not (np.can_cast(x.dtype, dtype) or x.dtype.kind == dtype.kind == "f"):
-        wrong = f"holds {x.dtype}, not {dtype}"
-    if wrong:
-        raise TypeError(
-            f"V's dask block {block_info[0]['chunk-location']} {wrong}: the function that makes "
-            "it has to give what the dask array says"
-        )
+    if wrong := wrong or unlike(x, shape, dtype):
+        raise not_as_told(block_info[0]["chunk-location"], wrong)
     return np.asarray(x, dtype)  # no subclass: np.matrix multiplies in its own way
 
 

@@ -109,6 +109,11 @@ def descend(F: Array, slope: Array, bend: Array, least: Array | float, sweeps: i
     return np.ascontiguousarray((Ft + moved).T)
 
 
+def own_pairs(k: int) -> Array:
+    """Which pairs are of a component with itself."""
+    return np.diag(_pairs(k)[2])
+
+
 def diagonal(bend: Array, k: int) -> Array:
     """(r, k): the second derivatives of each entry by itself."""
-    return np.ascontiguousarray(bend[np.diag(_pairs(k)[2])].T)
+    return np.ascontiguousarray(bend[own_pairs(k)].T)

@@ -57,6 +57,9 @@ class Penalties:
         return Penalties(self.H, self.W)
 
 
+NO_PENALTIES = Penalties()
+
+
 def check_alpha(alpha_W: Any, alpha_H: Any, l1_ratio: Any) -> None:
     """Refuse penalties out of range."""
     for name, alpha in (("alpha_W", alpha_W), ("alpha_H", alpha_H)):
@@ -81,6 +84,3 @@ def scaled(
         Penalty(of_W * l1_ratio, of_W * (1 - l1_ratio)),
         Penalty(of_H * l1_ratio, of_H * (1 - l1_ratio)),
     )
-
-
-NO_PENALTIES = Penalties()

@@ -184,18 +184,27 @@ def _joined(
     return Slab(part.data, part.indices, part.indptr, part.shape[1], start, dtype, checked).read()
 
 
+def unlike(x: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> str:
+    """How a dask block is not what its array says; empty if it is."""
+    if x.shape != shape:
+        return f"has shape {x.shape}, not {shape}"
+    if not (np.can_cast(x.dtype, dtype) or x.dtype.kind == dtype.kind == "f"):
+        return f"holds {x.dtype}, not {dtype}"
+    return ""
+
+
+def not_as_told(at: tuple[int, ...], wrong: str) -> TypeError:
+    return TypeError(
+        f"V's dask block {at} {wrong}: the function that makes it has to give what the dask array "
+        "says"
+    )
+
+
 def _as_csr(x: Any, shape: tuple[int, int], dtype: np.dtype[Any], at: tuple[int, int]) -> Any:
     """A block of a dask array as a csr_array, if it is what the array says that it is."""
     wrong = ""
     if not is_sparse(x):
         wrong = f"is a {type(x).__name__}, not sparse like the others"
-    elif x.shape != shape:
-        wrong = f"has shape {x.shape}, not {shape}"
-    elif not (np.can_cast(x.dtype, dtype) or x.dtype.kind == dtype.kind == "f"):
-        wrong = f"holds {x.dtype}, not {dtype}"
-    if wrong:
-        raise TypeError(
-            f"V's dask block {at} {wrong}: the function that makes it has to give what the dask "
-            "array says"
-        )
+    if wrong := wrong or unlike(x, shape, dtype):
+        raise not_as_told(at, wrong)
     return scipy.sparse.csr_array(x if scipy.sparse.issparse(x) else x.to_scipy_sparse())

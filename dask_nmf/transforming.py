@@ -102,7 +102,7 @@ def transform(
             len(H),
             scheduler,
             entrywise=isinstance(loss, Beta),
-            weight_bytes=8 if matrix.partial else 0,
+            weight_bytes=matrix.weight_bytes,
         )
         limit = limit_of(None if memory is None else parse_memory(memory), scheduler)
         rows = block_height(about, limit)

@@ -99,7 +99,7 @@ def _from_sample(V: Any, weights: Array | None, H: Array, problem: Problem) -> t
         total = found.loss + found.penalty
         if total <= objective:
             gained, W, objective, best = objective - total, W_next, total, (W_next, now.H)
-            now = _proposed(now, best[1], found, problem, better=True)
+            now = _proposed(now, best[1], found, problem)
             if gained <= _LEAST_GAIN * objective:
                 break
         else:
@@ -159,22 +159,20 @@ def next_sweep(
         history=(*state.history, record),
         dead=int(np.sum(~used)),
         generation=name,
-        next=_proposed(state.next, H, found, problem, better=True),
+        next=_proposed(state.next, H, found, problem),
     )
 
 
-def _proposed(now: Next, H: Array, found: Visited, problem: Problem, better: bool) -> Next:
+def _proposed(now: Next, H: Array, found: Visited, problem: Problem) -> Next:
     """Where the next pass is made, after one at H that was a gain."""
     F, penalty, at = H.T.astype(np.float64), problem.penalties.H, found.at
-    seen = np.any(
-        at.pull + at.push, axis=1, keepdims=True
-    )  # a column without any weight tells nothing
+    # A column without any weight tells nothing.
+    seen = np.any(at.pull + at.push, axis=1, keepdims=True)
     safe = multiplied(F, at, problem, penalty).T.astype(H.dtype)
-    if not isinstance(problem.solver, Newton):
-        there = np.where(seen, step(F, at, problem, penalty), 0.0).T.astype(H.dtype)
-        return Next(there, safe, now.trust)
     to = np.where(seen, step(F, at, problem, penalty), 0.0).T
-    trust = after(now.trust, better)
+    if not isinstance(problem.solver, Newton):
+        return Next(to.astype(H.dtype), safe, now.trust)
+    trust = after(now.trust, better=True)
     ahead = to if now.before is None else extrapolate(to, now.before, now.trust.momentum)
     if problem.loss.beta != 2:
         ahead = np.maximum(ahead, problem.solver.least * to)
