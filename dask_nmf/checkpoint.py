@@ -29,7 +29,7 @@ from zarr.core.sync import sync
 from zarr.storage import FsspecStore, StorePath, WrapperStore
 
 from dask_nmf.blocks import Grid, even
-from dask_nmf.commits import create, get, new_array, open_array, open_group, put, read
+from dask_nmf.commits import Writer, create, get, new_array, open_array, open_group, put, read
 from dask_nmf.errors import Damaged, RunTakenOver
 from dask_nmf.io import open_matrix
 from dask_nmf.packing import pack, unpack
@@ -171,27 +171,36 @@ class Run:
 
     # ------------------------------------------------------------------------------- generations
     def new_W(self, number: int, shape: tuple[int, int], rows: int, dtype: Any) -> tuple[str, Any]:
-        """An array for the large factor of that sweep, in chunks of its row blocks; its name."""
+        """What writes the large factor of that sweep, in chunks of its row blocks; its name."""
         name = f"W-{number:06d}-{uuid.uuid4().hex[:12]}"
         self._known.add(name)
         dims = ("row", "component")
-        return name, new_array(self._group, name, shape, dtype, dims, (rows, shape[1]))
+        array = new_array(self._group, name, shape, dtype, dims, (rows, shape[1]))
+        return name, Writer(array)
 
     def stored(self, state: State) -> State:
         """The state with its W written, and read from here."""
-        (m, k), rows = state.W.shape, max(state.W.chunks[0])
-        name, target = self.new_W(len(state.history), (m, k), rows, state.W.dtype)
-        compute(da.store(state.W, target, lock=False, compute=False))
-        return replace(state, W=lazy(target), generation=name)
+        name, target = self._written(state)
+        return replace(state, W=lazy(target.array), generation=name)
 
-    def save(self, state: State, every: int | None, last: bool = False) -> None:
+    def _written(self, state: State) -> tuple[str, Any]:
+        number, rows = len(state.history), max(state.W.chunks[0])
+        name, target = self.new_W(number, state.W.shape, rows, state.W.dtype)
+        compute(da.store(state.W, target, lock=False, compute=False))
+        return name, target
+
+    def save(self, state: State, every: int | None, last: bool = False) -> State:
         """Commit the state, if it is its turn, and delete what is no longer needed.
+
+        A W that lies in memory is written for it, and stays there.
 
         every : in sweeps; None is each one as long as commits take little of the run's time.
         """
         number, began = len(state.history), time.perf_counter()
         due = began >= self._free_at if every is None else number % every == 0
         if due or last or not self._commits:
+            if not state.generation:
+                state = replace(state, generation=self._written(state)[0])
             self._commit(state, number)
         if last:
             self.check_owner()  # a new one may have begun at the commit before this
@@ -199,6 +208,7 @@ class Run:
         if due:
             ended = time.perf_counter()
             self._free_at = ended + (ended - began) / _COST
+        return state
 
     def _commit(self, state: State, number: int) -> None:
         self.check_owner()

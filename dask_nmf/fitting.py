@@ -117,6 +117,7 @@ def make_plan(
         used, grid = _within(found, memory, options.block_rows, scheduler.flexible)
     else:
         used = _holding(grid, found, memory, scheduler.flexible)
+    used = _with_W_at_hand(used, grid, memory)
     side = used.T if grid.transposed else used
     rows, columns = grid.heights[0], grid.widths[0]
     parts = side.parts(rows, columns)
@@ -150,7 +151,7 @@ def make_plan(
         parts=parts,
         kept_blocks=kept,
         nnz=matrix.nnz,
-        large_factor="out" if out else "memory",
+        large_factor="out" if side.W_on_disk else "memory",
         output_bytes=tall + wide,
         disk_bytes=3 * tall + wide if out else 0,
     )
@@ -219,6 +220,19 @@ def _holding(grid: Grid, found: Geometry, memory: int | None, flexible: bool) ->
         f"of {grid.heights[0]:,} x {grid.widths[0]:,} need {format_bytes(peak)} per process. Raise "
         "memory= to it, or pass overwrite=True to begin anew in smaller blocks"
     )
+
+
+def _with_W_at_hand(used: Geometry, grid: Grid, memory: int | None) -> Geometry:
+    """With W in memory between passes, and in the store at commits only, where that has room.
+
+    Not on a cluster, whose workers may be lost with it. The blocks do not depend on it.
+    """
+    if not (used.W_on_disk and used.local and memory):
+        return used
+    at_hand = replace(used, W_on_disk=False)
+    side = at_hand.T if grid.transposed else at_hand
+    peak = side.peak_bytes(grid.heights[0], grid.widths[0])
+    return at_hand if peak <= _SPARE * memory else used
 
 
 def _kept_blocks(matrix: Matrix, side: Geometry, grid: Grid, memory: int | None, peak: int) -> int:

@@ -89,8 +89,7 @@ def _run(
     if state is None:
         state = _surviving(plan, partial(how.begin, job, matrix, first, once))
         if kept:
-            state = kept.run.stored(state)
-            kept.run.save(state, kept.every)
+            state = kept.run.save(kept.run.stored(state), kept.every)
     else:
         logger.info("going on after pass %d", state.passes)
         began -= state.history[-1].seconds if state.history else 0.0
@@ -100,7 +99,7 @@ def _run(
         sweep = partial(how.next_sweep, job, state, matrix, first.sums, run, began)
         state = _surviving(plan, sweep)
         if kept:
-            kept.run.save(state, kept.every)
+            state = kept.run.save(state, kept.every)
         asked = _report(state, callback)
     logger.info("%s: %s", status.name.lower(), status.value)
     result = _result(job, state, status, resumed_from)

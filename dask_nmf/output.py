@@ -15,7 +15,7 @@ from dask.utils import format_bytes
 
 from dask_nmf.blocks import even
 from dask_nmf.checkpoint import lazy
-from dask_nmf.commits import SPOILT, digest_of, new_array
+from dask_nmf.commits import SPOILT, Writer, digest_of, new_array
 from dask_nmf.io import absolute, check_apart, check_reachable, uri_of
 from dask_nmf.packing import from_columns, to_columns
 from dask_nmf.plans import Plan
@@ -90,7 +90,7 @@ class Output:
         for name in _HISTORY:
             column = columns[name]
             array = new_array(self.group, name, column.shape, column.dtype, ("pass",))
-            _Insisting(array)[:] = column
+            Writer(array)[(slice(0, len(column)),)] = column
         return replace(result, W=lazy(W), H=_small(H), out=self.uri)
 
     def finish(self, result: Result, about: dict[str, Any]) -> None:
@@ -255,16 +255,6 @@ def _set_attributes(group: Any, saved: dict[str, Any]) -> None:
     insist(lambda: group.update_attributes({_KEY: saved}), f"writing {group.store_path}")
 
 
-class _Insisting:
-    """What dask writes to: a store that errs is asked again."""
-
-    def __init__(self, array: Any) -> None:
-        self.array, self.shape, self.dtype = array, array.shape, array.dtype
-
-    def __setitem__(self, index: Any, values: Any) -> None:
-        insist(lambda: self.array.__setitem__(index, values), f"writing to {self.array.store_path}")
-
-
 def _write_factor(group: Any, name: str, factor: Any, dims: Any) -> Any:
     """W or H in chunks of up to 16 MiB along its long side: whole blocks where they are even."""
     axis = dims.index("component") ^ 1
@@ -278,7 +268,7 @@ def _write_factor(group: Any, name: str, factor: Any, dims: Any) -> Any:
     array = new_array(group, name, factor.shape, factor.dtype, dims, chunks)
     # One task per chunk of the array: no two write the same one.
     factor = factor.rechunk({axis: even(size, step), 1 - axis: -1})
-    da.store(factor, _Insisting(array), lock=False)
+    da.store(factor, Writer(array), lock=False)
     return array
 
 

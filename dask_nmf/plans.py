@@ -41,7 +41,8 @@ class Plan:
     kept_blocks : int
         Blocks that stay decoded in memory, so that they are read once.
     large_factor : "memory" or "out"
-        Where W (H if transposed) lies between passes.
+        Where W (H if transposed) lies between passes; of what lies in memory the commits of a run
+        with `out` keep copies.
     output_bytes, disk_bytes : int
         Size of the results, and the most that lies on disk during the run.
     seconds : float or None
@@ -106,7 +107,9 @@ class Plan:
         stored = f", {format_bytes(self.stored_bytes)} stored" if self.stored_bytes else ""
         kind = "whole rows" if columns == n else "whole columns" if rows == m else "tiles"
         large = "H" if self.transposed else "W"
-        place = {"out": "on disk, beside the results", "memory": "in memory"}[self.large_factor]
+        place = "on disk, beside the results" if self.large_factor == "out" else "in memory"
+        if self.large_factor == "memory" and self.disk_bytes:
+            place += ", on disk at commits"
         parts = ", ".join(
             f"{name} {format_bytes(size)}" for name, size in self.parts.items() if size
         )

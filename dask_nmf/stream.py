@@ -168,7 +168,7 @@ def sweep(
         nothing may wait in memory for its second use.
     residual : bool
         Take R = V - W @ H block by block too, with the new W: one more product in float64.
-    target : zarr array, optional
+    target : Writer, optional
         Where the new W is written, chunk by chunk; None keeps it in the workers' memory.
     penalty : Penalty
         Of W; with an l1 the sum of W is made, too.
@@ -235,7 +235,7 @@ def done(W: DaskArray, target: Any, *sums: DaskArray) -> tuple[DaskArray, tuple[
         if active_client() is not None and W.nbytes <= _SMALL:
             W = da.from_array(compute(W)[0], chunks=W.chunks, name=False)
         return W, found
-    return from_rows(Reader(target, W.dtype), W.chunks[0]), compute(*sums)
+    return from_rows(Reader(target.array, W.dtype), W.chunks[0]), compute(*sums)
 
 
 def products(V: DaskArray, W: DaskArray) -> Products:

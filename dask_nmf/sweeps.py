@@ -78,7 +78,7 @@ def next_sweep(
     W, old = _next_point(state, solver, sums, penalties)
     ahead = state.ahead
     name, target = "", None
-    if run is not None:
+    if run is not None and job.plan.large_factor == "out":
         name, target = run.new_W(number, state.W.shape, max(grid.heights), state.W.dtype)
     W, seen = sweep(
         matrix.blocks(grid),

@@ -8,7 +8,6 @@ from scipy.sparse import issparse
 from dask_nmf.blas import single_threaded
 from dask_nmf.csr import row_slabs, transposed_product
 from dask_nmf.penalties import NO_PENALTY, Penalty
-from dask_nmf.retrying import insist
 from dask_nmf.solvers import Solver, half_step
 from dask_nmf.types import AnyArray, Array
 
@@ -96,8 +95,7 @@ def chosen_rows(X_b: Array, rows: Array, block_info: Any = None) -> Array:
 
 def write_rows(W_b: Array, target: Any, block_info: Any = None) -> Array:
     """W_b, once its rows are in the target: whole chunks of it, so no two tasks write one."""
-    start, stop = block_info[0]["array-location"][0]
-    insist(lambda: target.__setitem__(slice(start, stop), W_b), f"writing to {target.store_path}")
+    target[tuple(slice(*span) for span in block_info[0]["array-location"])] = W_b
     return W_b
 
 

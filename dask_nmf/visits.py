@@ -116,7 +116,7 @@ def next_sweep(
     assert state.next is not None
     grid, problem, number = job.plan.grid, _problem(job, sums), len(state.history) + 1
     name, target = "", None
-    if run is not None:
+    if run is not None and job.plan.large_factor == "out":
         name, target = run.new_W(number, state.W.shape, max(grid.heights), state.W.dtype)
     H = state.next.H
     W, found = visit(*matrix.observed(grid), state.W, H, problem, target)
@@ -190,7 +190,7 @@ def visit(
     M : (m, n) dask array of weights in the same blocks, or None
     W : (m, k) dask array in the same row blocks
     H : (k, n) array
-    target : zarr array, optional
+    target : Writer, optional
         Where the new W is written; None keeps it in the workers' memory.
 
     Notes

@@ -84,12 +84,13 @@ def _reused(
     name = f"W-00000{number % 2}-reused"
     run._known.add(name)
     dims = ("row", "component")
-    return name, commits.new_array(run._group, name, shape, dtype, dims, (rows, shape[1]))
+    array = commits.new_array(run._group, name, shape, dtype, dims, (rows, shape[1]))
+    return name, commits.Writer(array)
 
 
 @pytest.mark.parametrize("guarded", [True, False])
 def test_names_of_generations(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, guarded: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nothing_kept: None, guarded: bool
 ) -> None:
     """Killed after the fifth sweep has been written, and before it is committed."""
     if not guarded:

@@ -20,6 +20,14 @@ def V(tmp_path: Path) -> Path:
     return tmp_path / "V.zarr"
 
 
+@pytest.fixture(params=["memory", "out"])
+def large_factor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Where W lies between passes."""
+    if request.param == "out":
+        monkeypatch.setattr("dask_nmf.fitting._SPARE", 0)
+    return str(request.param)
+
+
 @pytest.mark.parametrize("solver", ["auto", "hals", "mu"])
 @pytest.mark.parametrize("init", ["random", "nndsvda"])
 def test_killed_and_resumed_is_the_same(
@@ -101,7 +109,13 @@ class Fuse:
     ],
 )
 def test_between_any_two_steps(
-    V: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, number: int, after: bool
+    V: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    large_factor: str,
+    method: str,
+    number: int,
+    after: bool,
 ) -> None:
     expected = dask_nmf.factorize(V, 5, **FEW)
     fuse = Fuse(monkeypatch, method, number, after)
@@ -109,6 +123,8 @@ def test_between_any_two_steps(
         dask_nmf.factorize(V, 5, out=tmp_path / "out.zarr", **FEW)
     assert fuse.calls == number
     found = dask_nmf.factorize(V, 5, out=tmp_path / "out.zarr", **FEW)
+    assert found.plan is not None
+    assert found.plan.large_factor == large_factor
     assert_same(found, expected)
     assert not (tmp_path / "out.zarr" / "run").exists()
 
@@ -160,7 +176,7 @@ def test_a_damaged_generation_costs_a_pass(
     assert_same(found, expected)
 
 
-def test_disk_use_is_bounded(V: Path, tmp_path: Path) -> None:
+def test_disk_use_is_bounded(V: Path, tmp_path: Path, large_factor: str) -> None:
     """Three generations of W at most, whatever was killed; nothing of it in the end."""
     out, sizes, W_bytes = tmp_path / "out.zarr", [], 700 * 5 * 8
     kill = killing(2, 5, 7, 11, 12)
@@ -178,7 +194,20 @@ def test_disk_use_is_bounded(V: Path, tmp_path: Path) -> None:
     assert not (out / "run").exists()
 
 
-def test_commits_on_demand(V: Path, tmp_path: Path) -> None:
+def test_W_in_memory_is_written_at_commits_only(
+    V: Path, tmp_path: Path, large_factor: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writes = Fuse(monkeypatch, "new_W", 10**6, False)
+    options = {**FEW, "checkpoint_every": 3, "solver": "hals"}
+    found = dask_nmf.factorize(V, 5, out=tmp_path / "out.zarr", **options)
+    sweeps = len(found.history)
+    assert sweeps == 7
+    # The start, sweeps 3 and 6, the end; or each.
+    assert writes.calls == (4 if large_factor == "memory" else 1 + sweeps)
+    assert_same(found, dask_nmf.factorize(V, 5, **FEW, solver="hals"))
+
+
+def test_commits_on_demand(V: Path, tmp_path: Path, large_factor: str) -> None:
     options = {**FEW, "checkpoint_every": 3}
     with pytest.raises(Killed):
         dask_nmf.factorize(V, 5, out=tmp_path / "out.zarr", callback=killing(5), **options)
