@@ -58,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _fit(arguments: argparse.Namespace) -> int:
     names = ("init", "tol", "max_passes", "max_seconds", "seed", "memory", "block_rows")
     more = ("missing", "overwrite", "checkpoint_every", "weights", "alpha_W", "l1_ratio")
-    options = {name: getattr(arguments, name) for name in (*names, *more)}
+    constraints = ("fixed_H", "sum_to_one")
+    options = {name: getattr(arguments, name) for name in (*names, *more, *constraints)}
     options |= {"loss": _number_or_name(arguments.loss)}
     options |= {"alpha_H": _number_or_name(arguments.alpha_H)}
     solver: Any = arguments.solver
@@ -190,6 +191,8 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("--solver", default="auto", help="auto, hals, mu or newton")
     fit.add_argument("--alpha-W", type=float, default=0.0, help="penalty on W, times columns")
     fit.add_argument("--alpha-H", default="same", help="penalty on H, times rows; same as on W")
+    fit.add_argument("--fixed-H", help="zarr array of the first rows of H, which are known")
+    fit.add_argument("--sum-to-one", action="store_true", help="each row of W sums to one")
     fit.add_argument("--l1-ratio", type=float, default=0.0, help="of the penalties; else L2")
     fit.add_argument("--inner", type=int, help="inner sweeps per half-step")
     fit.add_argument("--tol", type=float, default=5e-3, help="KKT residual to stop at")

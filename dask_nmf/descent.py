@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from dask_nmf.penalties import NO_PENALTIES, Penalties
 from dask_nmf.solvers import HALS, half_step, pseudo_inverse
+from dask_nmf.terms import NO_TERMS, Terms
 from dask_nmf.types import Array, Products, Trust
 
 _HALF_STEP = HALS(inner=5)
@@ -42,14 +42,14 @@ class LowRank:
     share: float = 1.0
     squares: float = 0.0
     shift: Array | float = 0.0
-    penalties: Penalties = NO_PENALTIES
+    terms: Terms = NO_TERMS
 
     def numer(self, H: Array) -> Array:
         VHt: Array = self.left @ (self.right @ H.T)
         return VHt
 
     def improve_W(self, W: Array, H: Array) -> Array:
-        return half_step(_HALF_STEP, W, self.numer(H), H @ H.T, self.penalties.W)
+        return half_step(_HALF_STEP, W, self.numer(H), H @ H.T, self.terms.W)
 
     def best_W(self, H: Array) -> Array:
         return self.improve_W(np.zeros((len(self.left), len(H))), H)
@@ -64,10 +64,10 @@ class LowRank:
     def value(self, products: Products, W: Array, H: Array) -> float:
         """The squared error and twice the penalties: what the steps reduce."""
         found = self.squared_error(products, H)
-        if not self.penalties:
+        if not self.terms:
             return found
-        of_W = self.penalties.W.value(float(W.sum()) / self.share, float(np.trace(products.WtW)))
-        return found + 2 * (of_W + self.penalties.H.value(float(H.sum()), float(np.vdot(H, H))))
+        of_W = self.terms.W.value(float(W.sum()) / self.share, float(np.trace(products.WtW)))
+        return found + 2 * (of_W + self.terms.H.value(float(H.sum()), float(np.vdot(H, H))))
 
     def descend(
         self, W: Array, H: Array, steps: int, of_error: float, of_gained: float = 0.0
@@ -91,7 +91,7 @@ class LowRank:
                 W_next, H_next = W, extrapolate(H, H_before, trust.momentum)
             W_next = self.improve_W(W_next, H_next)
             made_next = self.products(W_next)
-            half = made_next.WtV.T, made_next.WtW, self.penalties.H
+            half = made_next.WtV.T, made_next.WtW, self.terms.H
             H_next = half_step(_HALF_STEP, H_next.T, *half).T
             error_next = self.value(made_next, W_next, H_next)
             better = error_next < error
@@ -117,12 +117,13 @@ class LowRank:
         gradients.
         """
         WtW, HHt = made.WtW, H @ H.T / self.share
-        of_W, of_H = self.penalties.W.share(1 / self.share), self.penalties.H
+        of_W, of_H = self.terms.W.share(1 / self.share), self.terms.H
         in_W = W @ HHt - self.numer(H) / self.share + of_W.slope(W)  # the gradients
         in_H = WtW @ H - made.WtV + of_H.slope(H)
         _, HHt = of_W.quadratic(W, HHt)
         _, WtW = of_H.quadratic(H, WtW)
         free_W, free_H = (W > 0) | (in_W < 0), (H > 0) | (in_H < 0)
+        free_H[: of_H.fixed] = False
         rest_W, rest_H = -in_W * free_W, -in_H * free_H
         by_W, by_H = pseudo_inverse(HHt), pseudo_inverse(WtW)
         dW, dH, size, first = np.zeros_like(W), np.zeros_like(H), np.inf, 0.0

@@ -41,6 +41,8 @@ def factorize(
     alpha_W: float = 0.0,
     alpha_H: float | str = "same",
     l1_ratio: float = 0.0,
+    fixed_H: Any = None,
+    sum_to_one: bool = False,
     tol: float = 5e-3,
     max_passes: int = 200,
     max_seconds: float | None = None,
@@ -85,6 +87,13 @@ def factorize(
         Penalties on W and H, as in scikit-learn: the loss (of Frobenius half the square) gets
         n alpha_W (l1_ratio ||W||_1 + (1 - l1_ratio) / 2 ||W||^2), and m alpha_H likewise for H.
         alpha_H="same" is alpha_W.
+    fixed_H : (r, n) array, path or URL, optional
+        The first r <= rank rows of H, which stay as they are: known spectra, programs or topics,
+        beside which others are looked for. If all are known, each row of W is solved for them, in
+        one pass after the first (for other losses some more, where V is streamed by columns).
+    sum_to_one : bool
+        Whether each row of W sums to one, as shares of materials do. For Frobenius without weights;
+        then W's half-step is solved under this constraint, whatever the solver.
     tol : float
         Stop when the KKT residual (`SweepRecord.kkt`) is below this, or when two sweeps have gained
         no more than rounding; 0 never does.
@@ -175,6 +184,8 @@ def factorize(
         alpha_W=alpha_W,
         alpha_H=alpha_H,
         l1_ratio=l1_ratio,
+        fixed_H=fixed_H,
+        sum_to_one=sum_to_one,
         tol=tol,
         max_passes=max_passes,
         max_seconds=max_seconds,
@@ -202,7 +213,7 @@ def _begun(
 ) -> tuple[Job, Kept | None, Result | None]:
     """What is to be done at `out`: the job and where it is kept, or the result that is there."""
     output = open_output(out, job.matrix.uri)
-    wanted = problem(job.matrix, job.options, job.loss, job.asked, job.start)
+    wanted = problem(job.matrix, job.options, job.loss, job.asked, job.start, job.constraints)
     with failures_named(job.plan, output.uri), job.threads():
         found = take_up(output, job, wanted, overwrite)
     if found.result is not None:

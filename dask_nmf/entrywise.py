@@ -13,9 +13,9 @@ from scipy.sparse import issparse
 from dask_nmf.divergences import Beta
 from dask_nmf.geometry import SPARSE_SLAB
 from dask_nmf.newton import Newton, descend, diagonal, own_pairs, pair_count, pair_products
-from dask_nmf.penalties import Penalties, Penalty
 from dask_nmf.slabs import Slab, slabs
 from dask_nmf.solvers import HALS, MU
+from dask_nmf.terms import Term, Terms
 from dask_nmf.types import Array
 
 Visitor = MU | HALS | Newton
@@ -34,7 +34,7 @@ class Problem:
 
     loss: Beta
     solver: Visitor
-    penalties: Penalties
+    terms: Terms
     mean: float
 
     @property
@@ -49,7 +49,7 @@ class Problem:
 
     def on_share(self, share: float) -> "Problem":
         """The same on a share of V's rows: the penalty on H is for all of them."""
-        return replace(self, penalties=replace(self.penalties, H=self.penalties.H.share(share)))
+        return replace(self, terms=replace(self.terms, H=self.terms.H.share(share)))
 
     @property
     def second(self) -> bool:
@@ -97,31 +97,33 @@ def derivatives(slab: Slab, other: Fixed, x: Array, problem: Problem) -> Derivat
     return Derivatives(pull, push, bend)
 
 
-def step(F: Array, at: Derivatives, problem: Problem, penalty: Penalty) -> Array:
+def step(F: Array, at: Derivatives, problem: Problem, term: Term) -> Array:
     """F after one step from its derivatives."""
     if at.bend is None:
-        return multiplied(F, at, problem, penalty)
+        return multiplied(F, at, problem, term)
     solver, exact = problem.solver, problem.loss.beta == 2
     bend = at.bend
-    if penalty.l2:
+    if term.l2:
         bend = bend.copy()
-        bend[own_pairs(F.shape[1])] += penalty.l2
-    slope = at.push - at.pull + penalty.slope(F)
+        bend[own_pairs(F.shape[1])] += term.l2
+    slope = at.push - at.pull + term.slope(F)
     if isinstance(solver, HALS):
-        return descend(F, slope, bend, 0.0, solver.inner)
+        return descend(F, slope, bend, 0.0, solver.inner, term.fixed)
     assert isinstance(solver, Newton)
-    return descend(F, slope, bend, 0.0 if exact else solver.least * F, solver.sweeps)
+    least = 0.0 if exact else solver.least * F
+    return descend(F, slope, bend, least, solver.sweeps, term.fixed)
 
 
-def multiplied(F: Array, at: Derivatives, problem: Problem, penalty: Penalty) -> Array:
+def multiplied(F: Array, at: Derivatives, problem: Problem, term: Term) -> Array:
     """F * (pull / (push + l1 + l2 F)) ** exponent: never a rise of the loss.
 
     Source: Févotte and Idier 2011, section 4.1.
     """
-    denom = np.maximum(at.push + penalty.slope(F), _TINY)
+    denom = np.maximum(at.push + term.slope(F), _TINY)
     quotient = at.pull / denom
     if problem.loss.exponent != 1:
         quotient **= problem.loss.exponent
+    quotient[:, : term.fixed] = 1.0
     return np.asarray(F * quotient)
 
 
@@ -161,13 +163,13 @@ def _improved(
     slab: Slab, W: Array, other: Fixed, problem: Problem, floor: Array | float | None = None
 ) -> Array:
     floor = problem.floor if floor is None else floor
-    solver, penalty = problem.solver, problem.penalties.W
+    solver, term = problem.solver, problem.terms.W
     exact = problem.second and problem.loss.beta == 2
     guarded, x, value = problem.second and not exact, None, None
     for _ in range(1 if exact else solver.inner):
         x = _product(slab, W, other, floor) if x is None else x
         at = derivatives(slab, other, x, problem)
-        W_next = step(W, at, problem, penalty)
+        W_next = step(W, at, problem, term)
         if not guarded:
             W, x = W_next, None
             continue
@@ -177,7 +179,7 @@ def _improved(
         value_next = _row_values(slab, x, W_next, other, problem)
         rose = ~(value_next <= value)
         if rose.any():
-            W_next = np.where(rose[:, None], multiplied(W, at, problem, penalty), W_next)
+            W_next = np.where(rose[:, None], multiplied(W, at, problem, term), W_next)
             x = _product(slab, W_next, other, floor)
             value_next = _row_values(slab, x, W_next, other, problem)
         W, value = W_next, value_next
@@ -190,9 +192,9 @@ def _product(slab: Slab, W: Array, other: Fixed, floor: Array | float) -> Array:
 
 
 def _row_values(slab: Slab, x: Array, W: Array, other: Fixed, problem: Problem) -> Array:
-    penalty, found = problem.penalties.W, slab.distances(problem.loss, x, W, other.sums)
-    if penalty:
-        found = found + penalty.l1 * W.sum(axis=1) + penalty.l2 / 2 * (W**2).sum(axis=1)
+    term, found = problem.terms.W, slab.distances(problem.loss, x, W, other.sums)
+    if term:
+        found = found + term.l1 * W.sum(axis=1) + term.l2 / 2 * (W**2).sum(axis=1)
     return found
 
 
@@ -209,10 +211,10 @@ def column_sums(V_b: Any, weights: Array | None, W_b: Array, H: Array, problem: 
     pull, push and bend.
     """
     k, n = H.shape
-    loss, penalty = problem.loss, problem.penalties.W
+    loss, term = problem.loss, problem.terms.W
     other, W_all = fixed(H, False), W_b.astype(np.float64)
     out = np.zeros((sum_rows(k, problem), n))
-    out[1, 0] = penalty.value(float(W_all.sum()), float(np.vdot(W_all, W_all)))
+    out[1, 0] = term.value(float(W_all.sum()), float(np.vdot(W_all, W_all)))
     pull, push, bend = out[3 : 3 + k].T, out[3 + k : 3 + 2 * k].T, out[3 + 2 * k :].T
     ones = loss.linear and weights is None
     if ones:
@@ -271,12 +273,13 @@ def kkt(H: Array, found: Visited, problem: Problem) -> float:
     By the quadratic model of each where there are second derivatives, else by the one whose minimum
     is the multiplicative step; with Frobenius it is what `Frobenius.kkt` is.
     """
-    at, penalty, F = found.at, problem.penalties.H, H.T.astype(np.float64)
-    slope = at.push - at.pull + penalty.slope(F)
+    at, term, F = found.at, problem.terms.H, H.T.astype(np.float64)
+    slope = at.push - at.pull + term.slope(F)
+    slope[:, : term.fixed] = 0.0
     if at.bend is None:
-        gain = (slope**2 * F / np.maximum(at.push + penalty.slope(F), _TINY)).sum() / 2
+        gain = (slope**2 * F / np.maximum(at.push + term.slope(F), _TINY)).sum() / 2
     else:
-        bend = diagonal(at.bend, F.shape[1]) + penalty.l2
+        bend = diagonal(at.bend, F.shape[1]) + term.l2
         live = bend > _ROUNDING**2 * bend.max(initial=0.0)
         move = np.maximum(np.where(live, -slope / np.where(live, bend, 1.0), 0.0), -F)
         gain = -(slope * move + bend * move**2 / 2).sum()

@@ -9,6 +9,7 @@ from dask.base import tokenize
 from zarr.core.sync import sync
 from zarr.storage import FsspecStore, LocalStore, ObjectStore, WrapperStore
 
+from dask_nmf.constraints import Constraints
 from dask_nmf.csr import CSR
 from dask_nmf.init import Given, Start
 from dask_nmf.io import open_matrix
@@ -22,7 +23,12 @@ _TOLERANCE = 1e-12  # of sums of V by another numpy or processor
 
 
 def problem(
-    matrix: Matrix, options: Options, loss: Loss, solver: AnySolver, start: Start
+    matrix: Matrix,
+    options: Options,
+    loss: Loss,
+    solver: AnySolver,
+    start: Start,
+    constraints: Constraints,
 ) -> dict[str, Any]:
     """What decides each number of a run, but for V's entries, in JSON types.
 
@@ -42,6 +48,10 @@ def problem(
     # Only where they are in use: runs of older versions do not have them.
     if options.alpha_W or options.alpha_H not in ("same", 0.0):
         found |= {name: getattr(options, name) for name in ("alpha_W", "alpha_H", "l1_ratio")}
+    if constraints.rows is not None:
+        found["fixed_H"] = str(tokenize(constraints.rows))
+    if constraints.sum_to_one:
+        found["sum_to_one"] = True
     if matrix.weights is not None:
         found["weights"] = str(tokenize(matrix.weights.uri, identity(matrix.weights)))
     return found

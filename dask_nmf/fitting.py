@@ -8,6 +8,7 @@ from dask.utils import format_bytes
 
 from dask_nmf.advice import advise
 from dask_nmf.blocks import Grid, choose_grid
+from dask_nmf.constraints import Constraints
 from dask_nmf.geometry import Geometry, sample_size
 from dask_nmf.init import Start
 from dask_nmf.limits import default_memory
@@ -17,13 +18,13 @@ from dask_nmf.newton import AnySolver, Newton, pair_count
 from dask_nmf.options import Options
 from dask_nmf.plans import Plan
 from dask_nmf.scheduler import Scheduler
-from dask_nmf.solvers import HALS, MU, LookAhead
+from dask_nmf.solvers import HALS, MU, LookAhead, Settled
 from dask_nmf.survey import geometry, storage
 
 _SPARE = 0.9  # of the memory limit: what is kept of V beside the pass itself stays below
 
 
-def solvers_for(loss: Loss, asked: AnySolver) -> list[AnySolver]:
+def solvers_for(loss: Loss, asked: AnySolver, constraints: Constraints) -> list[AnySolver]:
     """What may run it, best first; what comes later needs less memory.
 
     Raises
@@ -37,6 +38,8 @@ def solvers_for(loss: Loss, asked: AnySolver) -> list[AnySolver]:
                 "solver='newton' is for other losses than 'frobenius' without weights, where "
                 "'auto' and 'hals' solve each half-step exactly"
             )
+        if constraints.complete:
+            return [Settled()]
         return [asked, replace(asked, model=False)] if isinstance(asked, LookAhead) else [asked]
     if isinstance(asked, LookAhead):
         return [Newton(), MU(inner=10)] if loss.convex else [MU(inner=10)]
@@ -57,6 +60,7 @@ def first_that_fits(
     start: Start,
     entrywise: bool,
     out: bool,
+    constraints: Constraints,
 ) -> tuple[Plan, AnySolver]:
     """The plan, without a model or second derivatives where they cost reads or do not fit."""
     plans: list[tuple[Plan, AnySolver]] = []
@@ -67,6 +71,8 @@ def first_that_fits(
         except ValueError as error:
             refused.append(error)
             continue
+        if plan.transposed and constraints.fixed and isinstance(one, LookAhead) and one.model:
+            continue  # columns of the large factor are known: the model does not know them
         plans.append((plan, one))
         if plan.reads_per_sweep == 1:
             break

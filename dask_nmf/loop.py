@@ -123,6 +123,8 @@ def _result(job: Job, state: State, status: Status, resumed_from: int | None) ->
         **asdict(job.options),
         "missing": job.matrix.missing,
         "weights": job.matrix.weights.uri if job.matrix.weights else None,
+        "fixed_rows": job.constraints.fixed,
+        "sum_to_one": job.constraints.sum_to_one,
         "blocks": plan.blocks,
         "block_rows": plan.block[0],
         "scheduler": plan.scheduler,

@@ -6,7 +6,7 @@ import numpy as np
 
 from dask_nmf.divergences import Beta
 from dask_nmf.options import is_number
-from dask_nmf.penalties import NO_PENALTIES, NO_PENALTY, Penalties, Penalty
+from dask_nmf.terms import NO_TERM, NO_TERMS, Term, Terms
 from dask_nmf.types import Array, Products, Sums
 
 _DIGITS = 2e-5  # of a squared error that rounding may take
@@ -22,15 +22,15 @@ class Frobenius:
         sums: Sums,
         products: Products,
         H: Array,
-        penalties: Penalties = NO_PENALTIES,
+        terms: Terms = NO_TERMS,
     ) -> float:
         """||V - W H||^2 / 2 of that relative error, and the penalties."""
         found = error**2 * sums.squares / 2 if sums.squares else error / 2
-        if not penalties:
+        if not terms:
             return found
         H = _float64(H)
-        of_W = penalties.W.value(products.W_total, float(np.trace(products.WtW)))
-        return found + of_W + penalties.H.value(float(H.sum()), float(np.vdot(H, H)))
+        of_W = terms.W.value(products.W_total, float(np.trace(products.WtW)))
+        return found + of_W + terms.H.value(float(H.sum()), float(np.vdot(H, H)))
 
     def error(self, sums: Sums, products: Products, H_old: Array, H: Array) -> float:
         """The relative error of the new W and H, from the products of the pass made at H_old.
@@ -57,7 +57,7 @@ class Frobenius:
         squared = self.error(sums, products, H_old, H) ** 2 * sums.squares
         return bool(np.finfo(np.float64).eps * terms <= _DIGITS * squared)
 
-    def kkt(self, sums: Sums, products: Products, H: Array, penalty: Penalty = NO_PENALTY) -> float:
+    def kkt(self, sums: Sums, products: Products, H: Array, term: Term = NO_TERM) -> float:
         """How much the new W still asks H, at which the pass was made, to move.
 
         With g = W'W H - W'V and its projection p (of g where H = 0 only what is negative counts),
@@ -68,9 +68,12 @@ class Frobenius:
         rounding = float(np.finfo(H.dtype).eps) * np.sqrt(sums.squares)  # no fit can be closer
         H = _float64(H)
         gradient = products.WtW @ H - products.WtV if products.WtR is None else -products.WtR
-        gradient = gradient + penalty.slope(H)
+        gradient = gradient + term.slope(H)
+        if term.closed:  # less the multiplier of each column's sum
+            gradient = gradient - np.sum(H * gradient, axis=0)
         projected = np.where(H > 0, gradient, np.minimum(gradient, 0.0))
-        norms = np.sqrt(np.diag(products.WtW) + penalty.l2)[:, None]
+        projected[: term.fixed] = 0.0
+        norms = np.sqrt(np.diag(products.WtW) + term.l2)[:, None]
         per_unit = np.divide(projected, norms, out=np.zeros_like(projected), where=norms > 0)
         rest = self.error(sums, products, H, H) * np.sqrt(sums.squares)
         return float(np.linalg.norm(per_unit) / max(rest, rounding)) if rounding else 0.0

@@ -23,8 +23,8 @@ import numpy as np
 
 from dask_nmf.descent import LowRank
 from dask_nmf.geometry import START_ROWS, START_ROWS_PER_COMPONENT, sample_size, sketch_width
-from dask_nmf.penalties import NO_PENALTIES, Penalties
-from dask_nmf.solvers import LookAhead, pseudo_inverse
+from dask_nmf.solvers import LookAhead, half_step, pseudo_inverse
+from dask_nmf.terms import NO_TERMS, Terms
 from dask_nmf.types import Array, Seen, Sketch, Sums, Trust
 
 _STARTS, _START_STEPS = 4, 50  # before the worse half is dropped; the last one goes on for
@@ -66,17 +66,19 @@ def _some(random: np.random.Generator, m: int, size: int) -> Array:
 
 # --------------------------------------------------------------------------------- looking ahead
 def look_from_start(
-    sketch: Sketch, H: Array, sums: Sums, seed: int, penalties: Penalties = NO_PENALTIES
+    sketch: Sketch, H: Array, sums: Sums, seed: int, terms: Terms = NO_TERMS
 ) -> tuple[Array, Array]:
     """W of the sketch's rows and H, from the sketch alone: P_Y V in place of V.
 
     Where the steps end depends on where they begin. So H and some other random starts go their way
     on a few of the rows; the better half goes on, until one is left or two end alike.
     """
-    model, H = _sketched(sketch, sums, penalties), H.astype(np.float64)
+    model, H = _sketched(sketch, sums, terms), H.astype(np.float64)
     random, rows = _random(seed, 3), len(sketch.Y)
     size = np.sqrt(np.mean(H**2))
     starts = [H, *(size * np.abs(random.standard_normal((_STARTS - 1, *H.shape))))]
+    for start in starts:
+        start[: terms.H.fixed] = H[: terms.H.fixed]
     some = min(rows, max(START_ROWS, START_ROWS_PER_COMPONENT * len(H)))
     few = replace(
         model, left=model.left[_some(random, rows, some)], share=model.share * some / rows
@@ -103,14 +105,14 @@ def look_ahead(
     H: Array,
     sums: Sums,
     steps: int,
-    penalties: Penalties = NO_PENALTIES,
+    terms: Terms = NO_TERMS,
 ) -> tuple[Array, Array]:
     """W of the sketch's rows and H for the next pass, from the model at seen.H.
 
     H is the verified one, the half-step after seen.H. Cost per step: about 50 s k^2 + 20 n k^2
     flops.
     """
-    model, W = model_at(sketch, seen, sums, penalties)
+    model, W = model_at(sketch, seen, sums, terms)
     return model.descend(W, H.astype(np.float64), steps, _least_gain(sketch), _GAIN)
 
 
@@ -126,12 +128,12 @@ def _least_gain(sketch: Sketch) -> float:
 
 # ------------------------------------------------------------------------------------- the model
 def model_at(
-    sketch: Sketch, seen: Seen, sums: Sums, penalties: Penalties = NO_PENALTIES
+    sketch: Sketch, seen: Seen, sums: Sums, terms: Terms = NO_TERMS
 ) -> tuple[LowRank, Array]:
     """The model whose gradients at seen.H are V's, and its W there."""
     H, made = seen.H.astype(np.float64), seen.products
     if seen.numer is None or seen.W is None:
-        return _shifted(_sketched(sketch, sums, penalties), H, seen, sums)
+        return _shifted(_sketched(sketch, sums, terms), H, seen, sums)
     W = seen.W.astype(np.float64)
     Q, sizes, T = np.linalg.svd(H.T, full_matrices=False)  # H' = Q diag(sizes) T
     live = sizes > np.sqrt(np.finfo(seen.H.dtype).eps) * sizes.max(initial=0.0)
@@ -140,18 +142,19 @@ def model_at(
     L, LtV = np.hstack([sketch.Y, W]), np.vstack([sketch.YtV, made.WtV])
     rest = pseudo_inverse(L.T @ L) @ (LtV - (LtV @ Q) @ Q.T)
     left, right = np.hstack([VQ, L]), np.vstack([Q.T, rest])
-    return LowRank(left, right, squares=sums.squares, penalties=penalties), W
+    return LowRank(left, right, squares=sums.squares, terms=terms), W
 
 
-def _sketched(sketch: Sketch, sums: Sums, penalties: Penalties) -> LowRank:
+def _sketched(sketch: Sketch, sums: Sums, terms: Terms) -> LowRank:
     right = pseudo_inverse(sketch.Y.T @ sketch.Y) @ sketch.YtV
-    return LowRank(sketch.Y, right, sketch.share, sums.squares, penalties=penalties)
+    return LowRank(sketch.Y, right, sketch.share, sums.squares, terms=terms)
 
 
 def _shifted(model: LowRank, H: Array, seen: Seen, sums: Sums) -> tuple[LowRank, Array]:
     """A sample's model; its gradient in H, and its value, are shifted to V's at seen.H."""
-    numer, gram = model.penalties.W.quadratic(model.numer(H), H @ H.T)
-    W, true = LookAhead().improve(model.best_W(H), numer, gram), seen.products
+    of_W = model.terms.W
+    W = half_step(LookAhead(), model.best_W(H), model.numer(H), H @ H.T, of_W)
+    true = seen.products
     mine = model.products(W)
     shift = (true.WtW @ H - true.WtV) - (mine.WtW @ H - mine.WtV)
     model = replace(model, shift=shift)

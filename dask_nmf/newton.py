@@ -82,12 +82,14 @@ def _pairs(k: int) -> tuple[Array, Array, Array]:
     return first, second, number
 
 
-def descend(F: Array, slope: Array, bend: Array, least: Array | float, sweeps: int) -> Array:
+def descend(
+    F: Array, slope: Array, bend: Array, least: Array | float, sweeps: int, fixed: int = 0
+) -> Array:
     """F (r, k) after sweeps of exact coordinate descent on each row's quadratic model at F.
 
     slope : (r, k) gradient. bend : (k (k + 1) / 2, r) second derivatives, by pairs. least : (r, k)
     or a number; no entry goes below. An entry that nothing depends on stays, or goes to its least
-    if the slope says so.
+    if the slope says so. fixed : the first so many columns stay.
     """
     k = F.shape[1]
     number = _pairs(k)[2]
@@ -99,7 +101,7 @@ def descend(F: Array, slope: Array, bend: Array, least: Array | float, sweeps: i
     steep = np.where(flat, 1.0, own)
     some_flat = flat.any(axis=1)
     for _ in range(sweeps):
-        for j in range(k):
+        for j in range(fixed, k):
             row = bend[number[j]]  # (k, r)
             rest = slope_t[j] + np.einsum("ir,ir->r", row, moved)
             to = Ft[j] + moved[j] - rest / steep[j]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from dask.utils import parse_bytes
 
-from dask_nmf.penalties import check_alpha
+from dask_nmf.terms import check_alpha
 
 
 @dataclass(frozen=True)

@@ -61,12 +61,13 @@ def hals_W(
     weights: Array | None = None,
     l1: float = 0.0,
     l2: float = 0.0,
+    fixed: int = 0,
 ) -> Array:
     """`inner` sweeps over the columns of W, each set to its exact non-negative optimum.
 
     With R = V - sum of all other components, w_j = max(0, R h_j - l1) / (h_j h_j + l2); w_j stays
     as it is where h_j is zero but for rounding. With weights M each row has its own products:
-    w_ij = max(0, sum_n M R h_j - l1) / (sum_n M h_j^2 + l2).
+    w_ij = max(0, sum_n M R h_j - l1) / (sum_n M h_j^2 + l2). The first `fixed` columns stay.
     Source: Cichocki, Zdunek and Amari 2007; Gillis and Glineur 2012, equation 4.
     """
     W = W.copy()
@@ -74,7 +75,7 @@ def hals_W(
     M = np.ones_like(V) if weights is None else weights
     V = np.where(M > 0, V, 0.0)
     for _ in range(inner):
-        for j in range(W.shape[1]):
+        for j in range(fixed, W.shape[1]):
             if norms[j] > 1e-14 * norms.max():
                 R = V - W @ H + np.outer(W[:, j], H[j])
                 numer, denom = (M * R) @ H[j] - l1, M @ H[j] ** 2 + l2
@@ -136,14 +137,16 @@ def newton_W(
     l1: float = 0.0,
     l2: float = 0.0,
     safe: bool = True,
+    fixed: int = 0,
 ) -> Array:
     """Each row of W at the minimum of its quadratic model, by coordinate descent from W.
 
     No entry falls below `least` times what it was; if `safe`, a row whose loss rose takes `mu_W`
-    instead.
+    instead. The first `fixed` columns stay.
     Source: the derivatives of `divergence`, for 1 <= beta <= 2.
     """
     fallback = mu_W(V, W, H, beta, weights, l1, l2)
+    fallback[:, :fixed] = W[:, :fixed]
     V, M, floor = _known(V, weights)
     new = W.copy()
     for i, (v, m, w) in enumerate(zip(V, M, W, strict=True)):
@@ -153,7 +156,7 @@ def newton_W(
         hessian = (H * bend) @ H.T + l2 * np.eye(len(H))
         d = np.zeros_like(w)
         for _ in range(sweeps):
-            for j in range(len(w)):
+            for j in range(fixed, len(w)):
                 slope = gradient[j] + hessian[j] @ d
                 if hessian[j, j] > 0:
                     d[j] = max(least * w[j] - w[j], d[j] - slope / hessian[j, j])

@@ -12,19 +12,20 @@ import numpy as np
 
 from dask_nmf.blas import one_blas_thread
 from dask_nmf.blocks import Grid
+from dask_nmf.constraints import Constraints, make_constraints
 from dask_nmf.divergences import Beta
 from dask_nmf.fitting import first_that_fits, make_plan, solvers_for
-from dask_nmf.init import Start, make_start
+from dask_nmf.init import Given, Start, make_start
 from dask_nmf.io import check_reachable, open_weighted
 from dask_nmf.losses import Frobenius, Loss, make_loss
 from dask_nmf.matrix import Matrix, Missing
 from dask_nmf.newton import AnySolver, Newton, any_solver
 from dask_nmf.options import Options, check_options
-from dask_nmf.penalties import Penalties, scaled
 from dask_nmf.plans import Plan
 from dask_nmf.scheduler import Scheduler, active_scheduler
 from dask_nmf.solvers import HALS, MU, LookAhead
-from dask_nmf.types import working_dtype
+from dask_nmf.terms import Terms, scaled
+from dask_nmf.types import Array, DaskArray, Once, Sums, working_dtype
 from dask_nmf.watch import release
 
 
@@ -40,7 +41,8 @@ class Job:
     scheduler: Scheduler
     plan: Plan
     loss: Loss
-    penalties: Penalties
+    terms: Terms
+    constraints: Constraints
 
     def resumed(self, begun: dict[str, Any]) -> "Job":
         """The job on the blocks of the plan that the run began with, which its bits depend on.
@@ -51,10 +53,14 @@ class Job:
             If they do not fit into the memory there is now.
         """
         was, solver, out = Plan.from_json(begun["plan"]), self.solver, True
-        if isinstance(self.asked, LookAhead) and isinstance(self.loss, Frobenius):
-            solver = replace(self.asked, model=begun["model"])
+        if isinstance(solver, LookAhead):
+            solver = replace(solver, model=begun["model"])
         elif isinstance(self.loss, Beta):  # "auto" took what had room then
-            solver = next(s for s in solvers_for(self.loss, self.asked) if repr(s) == begun["used"])
+            solver = next(
+                s
+                for s in solvers_for(self.loss, self.asked, self.constraints)
+                if repr(s) == begun["used"]
+            )
         if was.grid == self.plan.grid and solver == self.solver:
             return self
         parts = self.matrix, self.options, self.scheduler, self.start
@@ -62,14 +68,23 @@ class Job:
         return replace(self, solver=solver, plan=plan)
 
     @property
-    def side_penalties(self) -> Penalties:
+    def side_terms(self) -> Terms:
         """Of the factors of what is streamed: of V or V.T."""
-        return self.penalties.T if self.plan.transposed else self.penalties
+        return self.terms.T if self.plan.transposed else self.terms
 
     @property
     def from_sample(self) -> bool:
         """Whether the start of a divergence is found on some rows of V."""
-        return self.start.blind and isinstance(self.asked, (LookAhead, Newton))
+        free = not (self.plan.transposed and self.constraints.fixed)  # each row of W is another
+        return free and self.start.blind and isinstance(self.asked, (LookAhead, Newton))
+
+    def start_factors(self, V: DaskArray, sums: Sums, once: Once) -> tuple[DaskArray, Array]:
+        """W0 and H0 of what is streamed, within the constraints."""
+        transposed = self.plan.transposed
+        options = self.options
+        W, H = self.start.factors(V, options.rank, sums, options.seed, transposed, once)
+        mean = None if isinstance(self.start, Given) else sums.total / (sums.weight or V.size)
+        return self.constraints.obeyed(W, H, mean, transposed)
 
     @property
     def side(self) -> Matrix:
@@ -114,13 +129,16 @@ def plan(
     memory: int | str | None = None,
     block_rows: int | None = None,
     missing: Missing = "error",
+    fixed_H: Any = None,
+    sum_to_one: bool = False,
     probe: bool = False,
 ) -> Plan:
     """What `factorize` would do with these arguments, on the dask scheduler active now.
 
     Parameters
     ----------
-    V, rank, out, loss, solver, init, weights, max_passes, memory, block_rows, missing
+    V, rank, out, loss, solver, init, weights, max_passes, memory, block_rows, missing, fixed_H, \
+    sum_to_one
         As for `factorize`. Nothing is written to `out`.
     probe : bool
         Read one block and multiply it, for the seconds of a pass.
@@ -158,6 +176,8 @@ def plan(
         memory=memory,
         block_rows=block_rows,
         missing=missing,
+        fixed_H=fixed_H,
+        sum_to_one=sum_to_one,
     )
     return probed(job.plan, job.matrix) if probe else job.plan
 
@@ -181,6 +201,8 @@ def prepare(
     alpha_W: float = 0.0,
     alpha_H: float | str = "same",
     l1_ratio: float = 0.0,
+    fixed_H: Any = None,
+    sum_to_one: bool = False,
 ) -> Job:
     """Everything that can be checked and decided without reading V or writing."""
     start, asked, loss = make_start(init), any_solver(solver), make_loss(loss)
@@ -200,14 +222,16 @@ def prepare(
     matrix = open_weighted(V, missing, weights)
     if matrix.partial and isinstance(loss, Frobenius):
         loss = Beta(2.0)
-    choices = solvers_for(loss, asked)
+    constraints = make_constraints(fixed_H, sum_to_one, matrix.shape, options.rank, loss)
+    choices = solvers_for(loss, asked, constraints)
     if matrix.partial and start.width(options.rank):
         raise ValueError(
             f"init = {start!r} needs all entries of V, and some have weights or are missing: use "
             "init='random', or give (W0, H0)"
         )
-    penalties = scaled(matrix.shape, options.alpha_W, options.alpha_H, options.l1_ratio)
-    if penalties and not isinstance(asked, (HALS, MU, LookAhead, Newton)):
+    terms = scaled(matrix.shape, options.alpha_W, options.alpha_H, options.l1_ratio)
+    terms = constraints.within(terms)
+    if terms and not isinstance(asked, (HALS, MU, LookAhead, Newton)):
         raise ValueError(f"alpha_W and alpha_H must be 0 with a solver of your own, {asked!r}")
     start.check(matrix.shape, options.rank)
     scheduler = active_scheduler()
@@ -215,9 +239,8 @@ def prepare(
     if matrix.weights is not None:
         store = getattr(matrix.weights.source, "store", None)
         check_reachable("weights", store, scheduler.remote)
-    found, solver = first_that_fits(
-        choices, matrix, options, scheduler, start, isinstance(loss, Beta), out is not None
-    )
+    entrywise, parts = isinstance(loss, Beta), (matrix, options, scheduler, start)
+    found, solver = first_that_fits(choices, *parts, entrywise, out is not None, constraints)
     if found.reads_per_sweep > 1 and start.width(options.rank):
         raise ValueError(
             f"init = {start!r} needs whole rows or columns of V in memory, and neither fits in "
@@ -229,7 +252,7 @@ def prepare(
             f"max_passes must be at least {least} for this plan ({found.passes_before} before the "
             f"first sweep, {found.reads_per_sweep} in each), got {options.max_passes}"
         )
-    return Job(matrix, options, start, asked, solver, scheduler, found, loss, penalties)
+    return Job(matrix, options, start, asked, solver, scheduler, found, loss, terms, constraints)
 
 
 def probed(plan: Plan, matrix: Matrix) -> Plan:

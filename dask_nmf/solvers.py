@@ -12,14 +12,13 @@ from typing import Protocol
 
 import numpy as np
 
-from dask_nmf.penalties import NO_PENALTY, Penalty
+from dask_nmf.simplex import on_simplex
+from dask_nmf.terms import NO_TERM, Term
 from dask_nmf.types import Array
 
 _TINY = np.finfo(np.float64).tiny
-_MOST_ROUNDS, _SETTLED = (
-    1000,
-    1e-12,
-)  # of 10 sweeps each; a row's largest move, of its largest entry
+_MOST_ROUNDS = 1000  # of 10 sweeps each
+_SETTLED = 1e-12  # a row's largest move, of its largest entry
 _ROUNDING = 1e-28  # of squared norms: a column 1e-14 times the largest is what is left of zero
 
 
@@ -62,13 +61,15 @@ class MU:
     def __post_init__(self) -> None:
         check_inner(self.inner)
 
-    def improve(self, F: Array, numer: Array, gram: Array, penalty: Penalty = NO_PENALTY) -> Array:
+    def improve(self, F: Array, numer: Array, gram: Array, term: Term = NO_TERM) -> Array:
         """F (b, k) after the inner sweeps; numer (b, k), gram (k, k)."""
         F = F.astype(np.float64)
         numer = numer.astype(np.float64)
+        fixed = F[:, : term.fixed]
         for _ in range(self.inner):
             # A zero denominator has a zero numerator: the floor makes 0 / 0 a zero.
-            F = F * numer / np.maximum(F @ gram + penalty.slope(F), _TINY)
+            F = F * numer / np.maximum(F @ gram + term.slope(F), _TINY)
+            F[:, : term.fixed] = fixed
         return F
 
 
@@ -189,6 +190,17 @@ def pseudo_inverse(gram: Array, rounding: float = 1e-11) -> Array:
     return np.asarray((E[:, live] / values[live]) @ E[:, live].T / np.outer(norms, norms))
 
 
+@dataclass(frozen=True)
+class Settled:
+    """Each row at its best, wherever it was: for a factor whose partner is known."""
+
+    inner: int = _MOST_ROUNDS
+
+    def improve(self, F: Array, numer: Array, gram: Array) -> Array:
+        """F (b, k) for numer (b, k), gram (k, k)."""
+        return settled(np.asarray(numer, np.float64), gram)
+
+
 def settled(numer: Array, gram: Array) -> Array:
     """F (b, k) >= 0 with the least f G f' - 2 f n' in each row, which settles by itself."""
     start = np.maximum(0.0, numer @ pseudo_inverse(gram))
@@ -204,13 +216,23 @@ def settled(numer: Array, gram: Array) -> Array:
     return F
 
 
-def half_step(
-    solver: Solver, F: Array, numer: Array, gram: Array, penalty: Penalty = NO_PENALTY
-) -> Array:
-    """solver.improve with a penalty: in the denominator of MU, in the quadratic of all others."""
-    if isinstance(solver, MU):
-        return solver.improve(F, numer, gram, penalty)
-    return solver.improve(F, *penalty.quadratic(numer, gram))
+def half_step(solver: Solver, F: Array, numer: Array, gram: Array, term: Term = NO_TERM) -> Array:
+    """solver.improve under a term.
+
+    Penalties go into the denominator of MU, and into the quadratic of all others, where fixed
+    columns only leave less to be explained. Rows that sum to one have a method of their own.
+    """
+    if isinstance(solver, MU) and not term.closed:
+        return solver.improve(F, numer, gram, term)
+    numer, gram = term.quadratic(numer, gram)
+    if term.closed:
+        return on_simplex(F, numer, gram, solver.inner)
+    if not (r := term.fixed):
+        return solver.improve(F, numer, gram)
+    if r == F.shape[1]:
+        return F
+    rest = numer[:, r:] - F[:, :r] @ gram[:r, r:]
+    return np.hstack([F[:, :r], solver.improve(F[:, r:], rest, gram[r:, r:])])
 
 
 _BY_NAME: dict[str, Solver] = {"auto": LookAhead(), "hals": HALS(), "mu": MU()}

@@ -16,7 +16,6 @@ import dask.array as da
 import numpy as np
 
 from dask_nmf.geometry import FAN_IN
-from dask_nmf.penalties import NO_PENALTY, Penalty
 from dask_nmf.reader import Reader
 from dask_nmf.solvers import MU, Solver
 from dask_nmf.tasks import (
@@ -32,6 +31,7 @@ from dask_nmf.tasks import (
     product,
     write_rows,
 )
+from dask_nmf.terms import NO_TERM, Term
 from dask_nmf.types import AnyArray, Array, DaskArray, FirstPass, Products, Seen, Sketch, Sums
 from dask_nmf.watch import active_client, compute, hold
 
@@ -152,7 +152,7 @@ def sweep(
     again: DaskArray | None = None,
     residual: bool = False,
     target: Any = None,
-    penalty: Penalty = NO_PENALTY,
+    term: Term = NO_TERM,
     collect: bool = False,
 ) -> tuple[DaskArray, Seen]:
     """One sweep's visit to V: the new W, and the products for H's half-step.
@@ -170,7 +170,7 @@ def sweep(
         Take R = V - W @ H block by block too, with the new W: one more product in float64.
     target : Writer, optional
         Where the new W is written, chunk by chunk; None keeps it in the workers' memory.
-    penalty : Penalty
+    term : Term
         Of W; with an l1 the sum of W is made, too.
     collect : bool
         Bring V @ H.T and the new W here, for the model.
@@ -186,11 +186,11 @@ def sweep(
     two trees.
     """
     numer = matmul(V, H.T)
-    W = _improve(solver, W, numer, gram(H.T), penalty)
+    W = _improve(solver, W, numer, gram(H.T), term)
     if target is not None:
         W = W.map_blocks(write_rows, target, dtype=W.dtype, meta=W._meta, token="nmf-write")
     collected: list[Any] = [numer, W] if collect else []
-    of_W = [gram(W), *([total(W)] if penalty.l1 else [])]
+    of_W = [gram(W), *([total(W)] if term.l1 else [])]
     if again is not None:  # W first: held, or written and then read
         W, found = done(W, target, *of_W, *collected)
         (over_V,) = compute(_over(again, W, H, residual))
@@ -198,7 +198,7 @@ def sweep(
         W, (over_V, *rest) = done(W, target, _over(V, W, H, residual), *of_W, *collected)
         found = tuple(rest)
     WtW, seen = found[0], found[len(of_W) :]
-    W_total = float(found[1].sum()) if penalty.l1 else 0.0
+    W_total = float(found[1].sum()) if term.l1 else 0.0
     if residual:
         WtR, squares = over_V[:-1], over_V[-1]
         WtV = WtR + WtW @ H.astype(np.float64)
@@ -338,13 +338,13 @@ def sum_blocks(partial: DaskArray) -> DaskArray:
 
 
 def _improve(
-    solver: Solver, F: AnyArray, numer: AnyArray, gram: AnyArray, penalty: Penalty = NO_PENALTY
+    solver: Solver, F: AnyArray, numer: AnyArray, gram: AnyArray, term: Term = NO_TERM
 ) -> AnyArray:
     if not any(isinstance(x, da.Array) for x in (F, numer, gram)):
-        return improve_block(F, numer, gram, solver, penalty)
+        return improve_block(F, numer, gram, solver, term)
     F, numer = (_to_dask(x).rechunk({1: -1}) for x in (F, numer))
     blocks, dtype = (F, "ik", numer, "ik"), factor_dtype(F)
-    more = whole(gram), None, solver, None, penalty, None
+    more = whole(gram), None, solver, None, term, None
     return blockwise(improve_block, "ik", *blocks, *more, dtype=dtype)
 
 

@@ -12,10 +12,10 @@ from dask_nmf.losses import Frobenius, cancellation, relative
 from dask_nmf.matrix import Matrix
 from dask_nmf.model import directions, first_trust, look_ahead, look_from_start, sample_rows
 from dask_nmf.newton import Newton
-from dask_nmf.penalties import Penalties, Penalty
 from dask_nmf.planner import Job
 from dask_nmf.solvers import LookAhead, Solver, half_step
 from dask_nmf.stream import first_pass, products, squared_residual, sweep
+from dask_nmf.terms import Term, Terms
 from dask_nmf.types import (
     Ahead,
     Array,
@@ -48,12 +48,12 @@ def begin(job: Job, matrix: Matrix, first: FirstPass, once: Once) -> State:
     """
     plan, options, start, solver = job.plan, job.options, job.start, job.solver
     V, sums, sketch = matrix.blocks(plan.grid), first.sums, first.sketch
-    W, H = start.factors(V, options.rank, sums, options.seed, plan.transposed, once)
+    W, H = job.start_factors(V, sums, once)
     state = State(W, H, passes=plan.passes_before)
     if isinstance(solver, LookAhead):
         state = replace(state, ahead=Ahead(first_trust(sketch, solver.steps), sketch))
         if sketch is not None and start.blind:
-            found = look_from_start(sketch, H, sums, options.seed, job.side_penalties)
+            found = look_from_start(sketch, H, sums, options.seed, job.side_terms)
             state = _moved(state, sketch, *found)
     elif plan.transposed:
         made = once("products", Products, lambda: products(matrix.blocks(plan.grid), W))
@@ -69,13 +69,13 @@ def next_sweep(
     On the transpose, where H is what is made block by block, the sweep still begins with W, which
     is the small factor there: from the sums that the visit before has left.
     """
-    grid, solver, penalties = job.plan.grid, job.solver, job.side_penalties
+    grid, solver, terms = job.plan.grid, job.solver, job.side_terms
     assert not isinstance(solver, Newton)
     loss = Frobenius()
     close = cancellation(working_dtype(matrix.dtype))
     residual = state.error < 2 * close
     number = len(state.history) + 1
-    W, old = _next_point(state, solver, sums, penalties)
+    W, old = _next_point(state, solver, sums, terms)
     ahead = state.ahead
     name, target = "", None
     if run is not None and job.plan.large_factor == "out":
@@ -88,11 +88,11 @@ def next_sweep(
         again=matrix.blocks(grid) if grid.reads_per_sweep == 2 else None,
         residual=residual,
         target=target,
-        penalty=penalties.W,
+        term=terms.W,
         collect=ahead is not None and ahead.sketch is not None and ahead.sketch.rows is None,
     )
     made = seen.products
-    H = old if state.products else _half_step(solver, old, made, penalties.H)
+    H = old if state.products else _half_step(solver, old, made, terms.H)
     error, passes = loss.error(sums, made, old, H), state.passes + grid.reads_per_sweep
     if not np.isfinite(error):
         raise ValueError(
@@ -110,8 +110,8 @@ def next_sweep(
         error=error,
         seconds=time.perf_counter() - began,
         bytes_read=passes * matrix.nbytes - (passes - 1) * matrix.kept_bytes,
-        kkt=loss.kkt(sums, made, old, penalties.H),
-        objective=loss.objective(error, sums, made, H, penalties),
+        kkt=loss.kkt(sums, made, old, terms.H),
+        objective=loss.objective(error, sums, made, H, terms),
     )
     found = replace(
         state,
@@ -124,7 +124,7 @@ def next_sweep(
         generation=name,
     )
     better = error <= state.error
-    if penalties:
+    if terms:
         better = (record.objective or 0.0) <= state.objective
     if ahead is not None:
         trust = ahead.trust if old is state.H else after(ahead.trust, better)
@@ -142,15 +142,13 @@ def _dropped(state: State, found: State) -> State:
     return replace(state, passes=found.passes, history=(*state.history, record))
 
 
-def _next_point(
-    state: State, solver: Solver, sums: Sums, penalties: Penalties
-) -> tuple[DaskArray, Array]:
+def _next_point(state: State, solver: Solver, sums: Sums, terms: Terms) -> tuple[DaskArray, Array]:
     """Where the next pass is made: W to improve, and H to improve it at."""
     ahead = state.ahead
     if state.products is not None:
-        return state.W, _half_step(solver, state.H, state.products, penalties.H)
+        return state.W, _half_step(solver, state.H, state.products, terms.H)
     if ahead is not None and ahead.sketch is not None and ahead.seen is not None:
-        leap = look_ahead(ahead.sketch, ahead.seen, state.H, sums, ahead.trust.steps, penalties)
+        leap = look_ahead(ahead.sketch, ahead.seen, state.H, sums, ahead.trust.steps, terms)
         state = _moved(state, ahead.sketch, *leap)
     elif ahead is not None and ahead.H_before is not None:
         return state.W, extrapolate(state.H, ahead.H_before, ahead.trust.momentum)
@@ -170,7 +168,7 @@ def _moved(state: State, sketch: Sketch, W: Array, H: Array) -> State:
     )
 
 
-def _half_step(solver: Solver, H: Array, made: Products, penalty: Penalty) -> Array:
+def _half_step(solver: Solver, H: Array, made: Products, term: Term) -> Array:
     """H * (W.T @ V) / ((W.T @ W) @ H), for the MU solver."""
-    improved = half_step(solver, H.T, made.WtV.T, made.WtW, penalty).T
+    improved = half_step(solver, H.T, made.WtV.T, made.WtW, term).T
     return np.ascontiguousarray(improved, dtype=H.dtype)

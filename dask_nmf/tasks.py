@@ -7,8 +7,8 @@ from scipy.sparse import issparse
 
 from dask_nmf.blas import single_threaded
 from dask_nmf.csr import row_slabs, transposed_product
-from dask_nmf.penalties import NO_PENALTY, Penalty
 from dask_nmf.solvers import Solver, half_step
+from dask_nmf.terms import NO_TERM, Term
 from dask_nmf.types import AnyArray, Array
 
 _GOLDEN = (5**0.5 - 1) / 2  # the parts after the point of its multiples are spread evenly
@@ -57,11 +57,11 @@ def partial_gram(F: Array) -> Any:
 
 @single_threaded
 def improve_block(
-    F: Array, numer: Array, gram: Array, solver: Solver, penalty: Penalty = NO_PENALTY
+    F: Array, numer: Array, gram: Array, solver: Solver, term: Term = NO_TERM
 ) -> Array:
     F, numer, gram = aligned(F), aligned(numer), aligned(gram)
     with np.errstate(over="ignore", invalid="ignore"):  # as in `product`
-        improved = half_step(solver, F, numer, gram, penalty)
+        improved = half_step(solver, F, numer, gram, term)
     return improved.astype(factor_dtype(F), copy=False)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from dask_nmf.blas import single_threaded
 from dask_nmf.blocks import Grid, block_height, even
+from dask_nmf.constraints import check_closed
 from dask_nmf.csr import CSR
 from dask_nmf.divergences import Beta
 from dask_nmf.entrywise import Problem, solve_rows
@@ -17,12 +18,12 @@ from dask_nmf.losses import Frobenius, Loss, make_loss
 from dask_nmf.matrix import Missing
 from dask_nmf.newton import Newton
 from dask_nmf.options import parse_memory
-from dask_nmf.penalties import Penalties, Penalty, check_alpha, scaled
 from dask_nmf.scheduler import active_scheduler
-from dask_nmf.solvers import MU, settled
+from dask_nmf.solvers import MU, Settled, half_step
 from dask_nmf.stream import blockwise, whole
 from dask_nmf.survey import geometry
 from dask_nmf.tasks import aligned
+from dask_nmf.terms import Term, Terms, check_alpha, scaled
 from dask_nmf.types import AnyArray, Array, DaskArray, working_dtype
 
 
@@ -34,6 +35,7 @@ def transform(
     weights: Any = None,
     alpha_W: float = 0.0,
     l1_ratio: float = 0.0,
+    sum_to_one: bool = False,
     missing: Missing = "error",
     memory: int | str | None = None,
 ) -> DaskArray:
@@ -47,7 +49,7 @@ def transform(
         New rows, or those that were factored.
     H : (k, n) array
         Of a result, for instance.
-    loss, weights, alpha_W, l1_ratio, missing
+    loss, weights, alpha_W, l1_ratio, sum_to_one, missing
         As for `factorize`.
     memory : int or str, optional
         Limit for each worker process, by which the blocks are chosen. A dask array V keeps its
@@ -78,7 +80,7 @@ def transform(
     loss = make_loss(loss)
     check_alpha(alpha_W, "same", l1_ratio)
     matrix = open_weighted(V, missing, weights)
-    penalty = scaled(matrix.shape, alpha_W, 0.0, l1_ratio).W
+    term = replace(scaled(matrix.shape, alpha_W, 0.0, l1_ratio).W, closed=bool(sum_to_one))
     H = np.asarray(H)
     if H.ndim != 2 or H.shape[1] != matrix.shape[1] or H.dtype.kind not in "fiub":
         raise ValueError(
@@ -92,6 +94,7 @@ def transform(
         raise ValueError("V must not be a CSC matrix: its rows cannot be read; convert it to CSR")
     if matrix.partial and isinstance(loss, Frobenius):
         loss = Beta(2.0)
+    check_closed(sum_to_one, loss)
     scheduler = active_scheduler()
     check_reachable("V", getattr(matrix.source, "store", None), scheduler.remote)
     if isinstance(matrix.source, da.Array):
@@ -115,7 +118,7 @@ def transform(
     return blockwise(
         _solve_block,
         "ik",
-        *(whole(H), None, loss, None, penalty, None, dtype, None),
+        *(whole(H), None, loss, None, term, None, dtype, None),
         *(x for X in data for x in (X, "ik")),
         dtype=dtype,
         align_arrays=False,
@@ -125,12 +128,12 @@ def transform(
 
 @single_threaded
 def _solve_block(
-    H: Array, loss: Loss, penalty: Penalty, dtype: Any, V_b: AnyArray, M_b: Array | None = None
+    H: Array, loss: Loss, term: Term, dtype: Any, V_b: AnyArray, M_b: Array | None = None
 ) -> Array:
     V_b, H = aligned(V_b), aligned(H)
     if isinstance(loss, Frobenius):
         numer = np.asarray(V_b @ H.T, dtype=np.float64)
-        return settled(*penalty.quadratic(numer, H @ H.T)).astype(dtype)
+        return half_step(Settled(), np.ones_like(numer), numer, H @ H.T, term).astype(dtype)
     solver = Newton() if loss.convex else MU()
-    problem = Problem(loss, solver, replace(Penalties(), W=penalty), 0.0)
+    problem = Problem(loss, solver, replace(Terms(), W=term), 0.0)
     return solve_rows(V_b, M_b, H, problem).astype(dtype)

@@ -56,7 +56,7 @@ class SweepRecord:
         How far from stationary: the projected gradient in H where the pass was made, each
         component's over the norm of its column of W, over ||V - W H||. Scale-free; 0 at an optimum.
     objective : float or None
-        What is minimized: half of ||V - W H||^2, or the divergence, and the penalties.
+        What is minimized: half of ||V - W H||^2, or the divergence, and the terms.
     held_out : float or None
         The error of the entries whose weight is 0; None where there are none.
     """
@@ -109,7 +109,7 @@ class Products:
     WtR, residual : (k, n) array and float, or None
         W.T @ R and ||R||^2 with R = V - W @ H, when the pass was asked for them.
     W_total : float
-        The sum of W, where a penalty needs it.
+        The sum of W, where a term needs it.
     """
 
     WtV: Array

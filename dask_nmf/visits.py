@@ -23,6 +23,7 @@ from dask_nmf.entrywise import (
     improve_rows,
     kkt,
     multiplied,
+    solve_rows,
     step,
     sum_rows,
     visited,
@@ -54,15 +55,15 @@ _FLOOR = 1e-2  # of H's mean: an entry may be of a column that the sample does n
 # ------------------------------------------------------------------------------------ the start
 def begin(job: Job, matrix: Matrix, first: FirstPass, once: Once) -> State:
     """The start; and, of a sample of V's rows, the H that serves them."""
-    options, plan = job.options, job.plan
+    plan = job.plan
     V = matrix.observed(plan.grid)[0]
-    W, H = job.start.factors(V, options.rank, first.sums, options.seed, plan.transposed, once)
+    W, H = job.start_factors(V, first.sums, once)
     trust = Trust(1, 1)
     if first.sample is not None:
         V_s = _rows_of(first.sample, V.shape[1])
         problem = _problem(job, first.sums).on_share(V_s.shape[0] / V.shape[0])
         row, H = _from_sample(V_s, first.sample.weights, H, problem)
-        same = _SameRows((V.shape[0], options.rank), row.astype(W.dtype))
+        same = _SameRows((V.shape[0], job.options.rank), row.astype(W.dtype))
         W, H = from_rows(same, V.chunks[0]), H.astype(W.dtype)
     return State(W, H, passes=plan.passes_before, next=Next(H, H, trust))
 
@@ -104,8 +105,9 @@ def _from_sample(V: Any, weights: Array | None, H: Array, problem: Problem) -> t
                 break
         else:
             now = replace(now, H=now.safe, before=None, trust=after(now.trust, False))
-    W, H = best
-    return W.mean(axis=0), np.maximum(H, _FLOOR * H.mean())
+    (W, H), fixed = best, problem.terms.H.fixed
+    lifted = np.maximum(H[fixed:], _FLOOR * H.mean())
+    return W.mean(axis=0), np.vstack([H[:fixed], lifted])
 
 
 # ----------------------------------------------------------------------------------- the sweep
@@ -120,7 +122,7 @@ def next_sweep(
         name, target = run.new_W(number, state.W.shape, max(grid.heights), state.W.dtype)
     H = state.next.H
     W, found = visit(*matrix.observed(grid), state.W, H, problem, target)
-    of_H = problem.penalties.H.value(float(H.sum()), float(np.vdot(H, H)))
+    of_H = problem.terms.H.value(float(H.sum()), float(np.vdot(H, H)))
     objective, passes = found.loss + found.penalty + of_H, state.passes + 1
     if not np.isfinite(objective):
         raise ValueError(
@@ -165,11 +167,12 @@ def next_sweep(
 
 def _proposed(now: Next, H: Array, found: Visited, problem: Problem) -> Next:
     """Where the next pass is made, after one at H that was a gain."""
-    F, penalty, at = H.T.astype(np.float64), problem.penalties.H, found.at
+    F, term, at = H.T.astype(np.float64), problem.terms.H, found.at
     # A column without any weight tells nothing.
     seen = np.any(at.pull + at.push, axis=1, keepdims=True)
-    safe = multiplied(F, at, problem, penalty).T.astype(H.dtype)
-    to = np.where(seen, step(F, at, problem, penalty), 0.0).T
+    seen = seen | (np.arange(F.shape[1]) < term.fixed)
+    safe = multiplied(F, at, problem, term).T.astype(H.dtype)
+    to = np.where(seen, step(F, at, problem, term), 0.0).T
     if not isinstance(problem.solver, Newton):
         return Next(to.astype(H.dtype), safe, now.trust)
     trust = after(now.trust, better=True)
@@ -228,7 +231,10 @@ def _improve_block(
     W_b: Array, H: Array, problem: Problem, V_b: AnyArray, M_b: Array | None = None
 ) -> Array:
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows is found by the loss
-        improved = improve_rows(aligned(V_b), M_b, aligned(W_b), aligned(H), problem)
+        if problem.terms.H.fixed == len(H):  # nothing else is to be found
+            improved = solve_rows(aligned(V_b), M_b, aligned(H), problem)
+        else:
+            improved = improve_rows(aligned(V_b), M_b, aligned(W_b), aligned(H), problem)
     return improved.astype(factor_dtype(W_b))
 
 
@@ -244,7 +250,7 @@ def _problem(job: Job, sums: Sums) -> Problem:
     visitor = job.solver
     assert isinstance(visitor, (MU, HALS, Newton))
     mean = sums.total / (sums.weight or 1.0)
-    return Problem(_divergence(job), visitor, job.side_penalties, mean)
+    return Problem(_divergence(job), visitor, job.side_terms, mean)
 
 
 def _divergence(job: Job) -> Beta:

@@ -1,4 +1,4 @@
-"""Penalties on W and H beside the Frobenius loss: the oracle's sweeps, scikit-learn's minimum."""
+"""Terms on W and H beside the Frobenius loss: the oracle's sweeps, scikit-learn's minimum."""
 
 from itertools import pairwise
 from typing import Any

@@ -18,7 +18,7 @@ from dask_nmf import MU, Newton, SweepRecord, factorize, oracle
 from dask_nmf.blas import one_blas_thread
 from dask_nmf.divergences import Beta
 from dask_nmf.entrywise import Problem, column_sums, improve_rows
-from dask_nmf.penalties import NO_PENALTIES
+from dask_nmf.terms import NO_TERMS
 from dask_nmf.types import Array
 from tests.benchmarks.common import table
 from tests.benchmarks.sets import SETS
@@ -90,7 +90,7 @@ def cost(rows: int = 20_000, columns: int = 20_000, rank: int = 20) -> None:
     told: dict[str, Any] = {"solver": "mu", "beta_loss": "kullback-leibler", "tol": 0}
 
     def ours(solver: Any) -> None:
-        problem = Problem(Beta(1.0), solver, NO_PENALTIES, V.mean())
+        problem = Problem(Beta(1.0), solver, NO_TERMS, V.mean())
         column_sums(V, None, improve_rows(V, None, W, H, problem), H, problem)
 
     def theirs() -> None:

@@ -1,6 +1,6 @@
-"""L1 and L2 penalties on the factors, with scikit-learn's scaling."""
+"""What is asked of the factors beside a small loss: penalties, and constraints."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any
 
@@ -10,54 +10,67 @@ from dask_nmf.types import Array
 
 
 @dataclass(frozen=True)
-class Penalty:
-    """l1 * sum(F) + l2 / 2 * sum(F**2) of a non-negative factor F."""
+class Term:
+    """Of one non-negative factor F (r, k).
+
+    Attributes
+    ----------
+    l1, l2 : float
+        Penalties: l1 * sum(F) + l2 / 2 * sum(F**2).
+    fixed : int
+        Its first so many columns stay as they are.
+    closed : bool
+        Each of its rows sums to one.
+    """
 
     l1: float = 0.0
     l2: float = 0.0
+    fixed: int = 0
+    closed: bool = False
 
     def __bool__(self) -> bool:
+        """Whether it adds to the objective."""
         return bool(self.l1 or self.l2)
 
     def value(self, total: float, squares: float) -> float:
         """From the sum of F and of its squares."""
         return self.l1 * total + self.l2 / 2 * squares
 
-    def share(self, part: float) -> "Penalty":
+    def share(self, part: float) -> "Term":
         """That of a part of the rows, beside a loss of all."""
-        return Penalty(part * self.l1, part * self.l2)
+        return replace(self, l1=part * self.l1, l2=part * self.l2)
 
     def slope(self, F: Array) -> Array | float:
         """Its gradient at F."""
         return self.l1 + self.l2 * F if self.l2 else self.l1
 
     def quadratic(self, numer: Array, gram: Array) -> tuple[Array, Array]:
-        """What min ||F A - B||^2 / 2 has as B A' and A A', with the penalty in them."""
+        """What min ||F A - B||^2 / 2 has as B A' and A A', with the penalties in them."""
         if not self:
             return numer, gram
         return numer - self.l1, gram + self.l2 * np.eye(len(gram))
 
 
-NO_PENALTY = Penalty()
+NO_TERM = Term()
 
 
 @dataclass(frozen=True)
-class Penalties:
+class Terms:
     """Of W, and of H."""
 
-    W: Penalty = NO_PENALTY
-    H: Penalty = NO_PENALTY
+    W: Term = NO_TERM
+    H: Term = NO_TERM
 
     def __bool__(self) -> bool:
         return bool(self.W or self.H)
 
     @property
-    def T(self) -> "Penalties":
+    def T(self) -> "Terms":
         """Those of V.T = H.T @ W.T."""
-        return Penalties(self.H, self.W)
+        return Terms(self.H, self.W)
 
 
-NO_PENALTIES = Penalties()
+NO_TERMS = Terms()
 
 
 def check_alpha(alpha_W: Any, alpha_H: Any, l1_ratio: Any) -> None:
@@ -71,16 +84,14 @@ def check_alpha(alpha_W: Any, alpha_H: Any, l1_ratio: Any) -> None:
         raise ValueError(f"l1_ratio must be from 0 (L2 only) to 1 (L1 only), got {l1_ratio!r}")
 
 
-def scaled(
-    shape: tuple[int, int], alpha_W: float, alpha_H: float | str, l1_ratio: float
-) -> Penalties:
+def scaled(shape: tuple[int, int], alpha_W: float, alpha_H: float | str, l1_ratio: float) -> Terms:
     """scikit-learn's: alpha_W times n on W and alpha_H times m on H, split by l1_ratio.
 
     So that the penalties keep their weight beside a loss which is a sum over m n entries.
     """
     m, n = shape
     of_W, of_H = n * alpha_W, m * (alpha_W if alpha_H == "same" else float(alpha_H))
-    return Penalties(
-        Penalty(of_W * l1_ratio, of_W * (1 - l1_ratio)),
-        Penalty(of_H * l1_ratio, of_H * (1 - l1_ratio)),
+    return Terms(
+        Term(of_W * l1_ratio, of_W * (1 - l1_ratio)),
+        Term(of_H * l1_ratio, of_H * (1 - l1_ratio)),
     )
