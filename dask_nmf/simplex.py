@@ -36,24 +36,29 @@ def on_simplex(F: Array, numer: Array, gram: Array, sweeps: int) -> Array:
 
 
 def _moved(F: Array, numer: Array, gram: Array, sweeps: int) -> Array:
-    gradient = F @ gram - numer
-    diagonal, moving = np.diag(gram), np.arange(len(F))
-    least = _SETTLED * np.abs(gradient).max(axis=1, initial=0.0)
-    for _ in range(sweeps * F.shape[1]):
-        f, g, rows = F[moving], gradient[moving], np.arange(len(moving))
-        to = g.argmin(axis=1)
-        gap = np.where(f > 0, g - g[rows, to][:, None], 0.0)
-        far = gap.max(axis=1) > least[moving]
-        moving, f, g, to, gap = moving[far], f[far], g[far], to[far], gap[far]
-        if not len(moving):
+    k = F.shape[1]
+    diagonal = np.diag(gram)
+    bends = np.maximum(diagonal + diagonal[:, None] - 2 * gram, _TINY)
+    f, g, at = F.copy(), F @ gram - numer, np.arange(len(F))
+    least = _SETTLED * np.abs(g).max(axis=1, initial=0.0)
+    for _ in range(sweeps):
+        rows = np.arange(len(at))
+        for _ in range(k):
+            to = g.argmin(axis=1)
+            gap = g - g[rows, to][:, None]
+            gap[f <= 0] = 0.0
+            bend = bends[to]
+            away = (gap * gap / bend).argmax(axis=1)
+            there = f[rows, away]
+            move = np.minimum(gap[rows, away] / bend[rows, away], there)
+            f[rows, away] = there - move
+            f[rows, to] += move
+            g += move[:, None] * (gram[to] - gram[away])
+        F[at] = f
+        far = gap.max(axis=1) > least
+        if not far.any():
             break
-        rows = np.arange(len(moving))
-        bend = np.maximum(diagonal + diagonal[to][:, None] - 2 * gram[to], _TINY)
-        away = (gap**2 / bend).argmax(axis=1)
-        move = np.minimum(gap[rows, away] / bend[rows, away], f[rows, away])
-        F[moving, away] = np.where(move == f[rows, away], 0.0, f[rows, away] - move)
-        F[moving, to] += move
-        gradient[moving] = g + move[:, None] * (gram[to] - gram[away])
+        f, g, at, least = f[far], g[far], at[far], least[far]
     return closed(F)
 
 
