@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.sparse import issparse
 
 from dask_nmf.types import AnyArray, Array
 
@@ -107,6 +108,11 @@ def check_entries(
     if (bad := first_bad(block)) is not None:
         place = corner[0] + bad[0], corner[1] + bad[1]
         raise unfit(*place, block[bad], array, *place, name=name)
+
+
+def as_dense(x: Any) -> Array:
+    """A block, or a part of one, with its zeros."""
+    return np.asarray(x.toarray() if issparse(x) else x)
 
 
 def as_block(x: AnyArray, dtype: np.dtype[Any]) -> Array:

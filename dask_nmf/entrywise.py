@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from scipy.sparse import issparse
 
+from dask_nmf.boxes import as_dense
 from dask_nmf.divergences import Beta
 from dask_nmf.geometry import SPARSE_SLAB
 from dask_nmf.newton import Newton, descend, diagonal, own_pairs, pair_count, pair_products
@@ -238,7 +239,7 @@ def column_sums(V_b: Any, weights: Array | None, W_b: Array, H: Array, problem: 
 
 def _hidden(V_s: Any, M: Array, x: Array, loss: Beta) -> float:
     """The loss of entries that are there and have no weight."""
-    v = (V_s.toarray() if issparse(V_s) else V_s).astype(np.float64)
+    v = as_dense(V_s).astype(np.float64)
     held = (M == 0) & hidden_values(v)
     with np.errstate(all="ignore"):  # they may be anything
         return float(loss.distance(v[held], x[held]).sum())

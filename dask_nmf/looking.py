@@ -6,6 +6,7 @@ import dask.array as da
 import numpy as np
 from scipy.sparse import issparse, vstack
 
+from dask_nmf.boxes import as_dense
 from dask_nmf.divergences import Beta
 from dask_nmf.entrywise import hidden_values
 from dask_nmf.geometry import sample_height
@@ -77,7 +78,7 @@ def _found(V_b: Any, M_b: Array | None, loss: Beta, block_info: Any) -> Array:
         own = float(loss.own(data.astype(np.float64)).sum())
         size = float(V_b.shape[0] * V_b.shape[1])
         return np.hstack([inspect(V_b, block_info=block_info), [[low, own, size] + 5 * [0.0]]])
-    v = (V_b.toarray() if issparse(V_b) else V_b).astype(np.float64)
+    v = as_dense(V_b).astype(np.float64)
     M = M_b.astype(np.float64)
     held, there = v[(M == 0) & hidden_values(v)], M > 0
     v = np.where(there, v, 0.0)

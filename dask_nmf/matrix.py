@@ -7,10 +7,9 @@ from typing import Any, Literal
 import dask.array as da
 import numpy as np
 import zarr
-from scipy.sparse import issparse
 
 from dask_nmf.blocks import Grid
-from dask_nmf.boxes import Boxes, Checked, Transposed, as_block, check_entries
+from dask_nmf.boxes import Boxes, Checked, Transposed, as_block, as_dense, check_entries
 from dask_nmf.csr import CSR, index_dtype
 from dask_nmf.layout import is_mapped, stored_share
 from dask_nmf.reader import Reader
@@ -235,14 +234,14 @@ def _as_checked_block(x: AnyArray, transposed: bool, name: str, block_info: Any 
 
 def _there(V_b: Any, M_b: Array | None = None) -> Array:
     """The weights: 0 where V is NaN."""
-    there = ~np.isnan(V_b.toarray() if issparse(V_b) else V_b)
+    there = ~np.isnan(as_dense(V_b))
     return np.asarray(there if M_b is None else np.where(there, M_b, 0), V_b.dtype)
 
 
 def _checked_where(V_b: Any, M_b: Array, transposed: bool, block_info: Any = None) -> Any:
     """V_b, if what has a weight there is finite and non-negative."""
     if block_info:
-        seen = np.where(M_b > 0, V_b.toarray() if issparse(V_b) else V_b, 0)
+        seen = np.where(M_b > 0, as_dense(V_b), 0)
         rows, columns = (start for start, _ in block_info[0]["array-location"])
         whole = (seen.T, (columns, rows)) if transposed else (seen, (rows, columns))
         check_entries(np.ascontiguousarray(whole[0]), whole[1])

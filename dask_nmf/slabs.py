@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_array, issparse
 
+from dask_nmf.boxes import as_dense
 from dask_nmf.divergences import Beta
 from dask_nmf.geometry import SLAB
 from dask_nmf.newton import pair_count, pair_products
@@ -128,7 +129,7 @@ def slabs(
         if sparse:
             yield part, Sparse(V_s)
             continue
-        v = (V_s.toarray() if issparse(V_s) else V_s).astype(np.float64)
+        v = as_dense(V_s).astype(np.float64)
         if weights is None:
             yield part, Dense(v)
         else:

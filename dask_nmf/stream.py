@@ -14,10 +14,12 @@ from typing import Any
 
 import dask.array as da
 import numpy as np
+from scipy.sparse import csr_array, issparse
 
 from dask_nmf.geometry import FAN_IN
 from dask_nmf.reader import Reader
 from dask_nmf.solvers import MU, Solver
+from dask_nmf.sparse import regrouped
 from dask_nmf.tasks import (
     add,
     chosen_rows,
@@ -86,7 +88,7 @@ def update_W(V: AnyArray, W: AnyArray, H: AnyArray, solver: Solver | None = None
 
     Parameters
     ----------
-    V : (m, n) numpy or dask array, any 2-D chunks
+    V : (m, n) numpy or dask array, any 2-D chunks; or sparse, as for `factorize`
     W : (m, k) numpy or dask array
     H : (k, n) numpy or dask array
     solver : MU or HALS, optional
@@ -362,7 +364,8 @@ def _residual_products(V: DaskArray, W: DaskArray, H: Array) -> DaskArray:
 def _checked(V: AnyArray, W: AnyArray, H: AnyArray) -> tuple[AnyArray, AnyArray, AnyArray]:
     """The arrays, without empty chunks: dask would repeat an array of size 1 for each of them."""
     for name, x in (("V", V), ("W", W), ("H", H)):
-        if not isinstance(x, (np.ndarray, da.Array)):
+        sparse = name == "V" and issparse(x)
+        if not isinstance(x, (np.ndarray, da.Array)) and not sparse:
             raise TypeError(f"{name} must be a numpy or dask array, got {type(x).__name__}")
         if x.dtype.kind not in "fiub":
             raise TypeError(f"{name} must hold real numbers, got dtype {x.dtype}")
@@ -372,7 +375,21 @@ def _checked(V: AnyArray, W: AnyArray, H: AnyArray) -> tuple[AnyArray, AnyArray,
         raise ValueError(
             f"shapes must be V (m, n), W (m, k), H (k, n); got {V.shape}, {W.shape}, {H.shape}"
         )
-    return _solid(V), _solid(W), _solid(H)
+    lazy = isinstance(W, da.Array) or isinstance(H, da.Array)
+    return _rows_of_sparse(V, lazy), _solid(W), _solid(H)
+
+
+def _rows_of_sparse(V: AnyArray, lazy: bool) -> AnyArray:
+    """V; if it is sparse, as a csr_array or in row blocks that are."""
+    if issparse(V):
+        V = csr_array(V)
+        if not lazy:
+            return V
+        V = da.from_array(V, chunks=V.shape, asarray=False, name=False)
+    V = _solid(V)
+    if isinstance(V, da.Array) and not isinstance(V._meta, np.ndarray):
+        return regrouped(V, V.chunks[0], factor_dtype(V), checked=False)
+    return V
 
 
 def _solid(x: AnyArray) -> AnyArray:

@@ -6,12 +6,14 @@ import numpy as np
 from scipy.sparse import issparse
 
 from dask_nmf.blas import single_threaded
+from dask_nmf.boxes import as_dense
 from dask_nmf.csr import row_slabs, transposed_product
 from dask_nmf.solvers import Solver, half_step
 from dask_nmf.terms import NO_TERM, Term
 from dask_nmf.types import AnyArray, Array
 
 _GOLDEN = (5**0.5 - 1) / 2  # the parts after the point of its multiples are spread evenly
+_FACTOR_SLAB = 2**18  # entries of W that are improved at once: some arrays stay in cache
 _SLAB_BYTES = 2**20  # float64 residuals are formed in slabs of rows of this size, to stay in cache
 
 
@@ -60,9 +62,13 @@ def improve_block(
     F: Array, numer: Array, gram: Array, solver: Solver, term: Term = NO_TERM
 ) -> Array:
     F, numer, gram = aligned(F), aligned(numer), aligned(gram)
-    with np.errstate(over="ignore", invalid="ignore"):  # as in `product`
-        improved = half_step(solver, F, numer, gram, term)
-    return improved.astype(factor_dtype(F), copy=False)
+    improved = np.empty(F.shape, factor_dtype(F))
+    rows = max(1, _FACTOR_SLAB // F.shape[1])
+    for start in range(0, len(F), rows):
+        slab = slice(start, start + rows)
+        with np.errstate(over="ignore", invalid="ignore"):  # as in `product`
+            improved[slab] = half_step(solver, F[slab], numer[slab], gram, term)
+    return improved
 
 
 def partial_sum(F: Array) -> Array:
@@ -79,7 +85,7 @@ def partial_residual(V_b: Any, W_b: Array, H: Array) -> Array:
     for start in range(0, V_b.shape[0], rows):
         slab = slice(start, start + rows)
         W_s = W_b[slab].astype(np.float64)
-        R = (V_b[slab].toarray() if issparse(V_b) else V_b[slab]) - W_s @ H_b
+        R = as_dense(V_b[slab]) - W_s @ H_b
         out[0, :-1] += W_s.T @ R
         out[0, -1] += np.einsum("ij,ij->j", R, R)
     return out

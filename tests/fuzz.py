@@ -22,6 +22,7 @@ import dask
 
 import dask_nmf
 from dask_nmf import geometry
+from tests.fuzz_asked import ask
 from tests.fuzz_checks import Wrong
 from tests.fuzz_draw import Call, Draw
 from tests.fuzz_options import draw_call, tighten
@@ -42,11 +43,13 @@ def run(seed: int, index: int) -> str:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             call = draw_call(draw, Path(folder))
+            story: Story = draw.one(*(OTHERS if draw.chance(0.15) else STORIES))
+            if story in STORIES and draw.chance(0.4):
+                ask(draw, call)
         try:
             with _limited(), _weightless(call.tight), dask.config.set(call.dask), _quiet(call):
                 if call.tight:
                     tighten(draw, call)
-                story: Story = draw.one(*(OTHERS if draw.chance(0.15) else STORIES))
                 call.kind += f"; {story.__name__}"
                 return f"{story.__name__}: {story(draw, call)}"
         except BaseException as error:

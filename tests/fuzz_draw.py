@@ -40,7 +40,8 @@ class Call:
 
     wrong, late : words for what is plainly bad, to be refused before V is read or when it is; the
     message has to hold one of them. doubtful : of what may be refused.
-    dense : V's numbers in float64; None where it has none.
+    dense : V's numbers in float64; None where it has none. asked : whether for more than the
+    plain Frobenius problem. weights : of the entries, in float64.
     """
 
     folder: Path
@@ -55,6 +56,8 @@ class Call:
     doubtful: set[str] = field(default_factory=set)
     dask: dict[str, Any] = field(default_factory=dict)
     tight: bool = False
+    asked: bool = False
+    weights: Array | None = None
 
     @property
     def refused(self) -> set[str]:

@@ -131,9 +131,10 @@ def draw_call(draw: Draw, folder: Path) -> Call:
 
 def tighten(draw: Draw, call: Call) -> None:
     """A limit about what one block of all rows would need: mostly less of it."""
-    names = ("rank", "solver", "init", "missing", "out")
+    names = ("rank", "solver", "init", "missing", "out", "loss", "weights", "fixed_H")
+    given = {name: call.options[name] for name in names if name in call.options}
     with suppress(Exception):
-        needed = dask_nmf.plan(call.V, **{name: call.options[name] for name in names})
+        needed = dask_nmf.plan(call.V, **given)
         call.options["memory"] = int(needed.peak_bytes * draw.one(0.1, 0.2, 0.3, 0.5, 0.7, 0.9))
 
 

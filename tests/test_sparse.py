@@ -330,3 +330,21 @@ def test_a_block_is_as_full_as_the_fullest() -> None:
         for x in (uneven, full)
     ]
     assert plans[0].parts["blocks"] == plans[1].parts["blocks"] > 10 * 40 * 12
+
+
+@pytest.mark.parametrize("kind", ["csr", "csc", "dask", "pieces"])
+@pytest.mark.parametrize("lazy", ["", "W", "H", "WH"])
+def test_half_steps(kind: str, lazy: str) -> None:
+    random = np.random.default_rng(0)
+    V = random.random((30, 12)) * (random.random((30, 12)) < 0.3)
+    W, H = random.random((30, 3)), random.random((3, 12))
+    expected = oracle.update_W(V, W, H), oracle.update_H(V, W, H)
+    X: Any = scipy.sparse.csr_array(V) if kind != "csc" else scipy.sparse.csc_matrix(V)
+    if kind in ("dask", "pieces"):
+        chunks = (7, 12) if kind == "dask" else (7, 5)
+        X = da.from_array(V, chunks=chunks).map_blocks(scipy.sparse.csr_array)
+    given: Any = {"W": W, "H": H}
+    for name in lazy:
+        given[name] = da.from_array(given[name], chunks=(4, 2))
+    for update, wanted in zip((dask_nmf.update_W, dask_nmf.update_H), expected, strict=True):
+        np.testing.assert_allclose(np.asarray(update(X, **given)), wanted, rtol=1e-10)

@@ -6,6 +6,7 @@ cache, with nothing of V kept. Then the peak memory of each, measured in a proce
 """
 
 import argparse
+import re
 import sys
 import tempfile
 import time
@@ -23,7 +24,7 @@ import scipy.sparse
 import zarr
 from sklearn.decomposition import non_negative_factorization
 
-from dask_nmf import factorize
+from dask_nmf import HALS, factorize
 from dask_nmf.blas import one_blas_thread
 from dask_nmf.io import open_matrix
 from dask_nmf.types import Array
@@ -33,7 +34,10 @@ from tests.benchmarks.memory import measure
 N, PER_ROW, RANK = 20_000, 100, 20
 CHUNK = 2**20  # entries
 SWEEPS = 4
-SOLVERS = {"frobenius": ("mu", "hals")}
+SOLVERS: dict[str, dict[str, Any]] = {
+    "frobenius": {"mu": "mu", "hals": "hals", "hals, 1 inner": HALS(inner=1)},
+    "kullback-leibler": {"mu": "mu", "newton": "newton"},
+}
 
 
 def make(folder: Path, rows: int) -> str:
@@ -85,7 +89,7 @@ def per_pass(begin: Times, end: Times, passes: int) -> Times:
     return (end[0] - begin[0]) / passes, (end[1] - begin[1]) / passes
 
 
-def library(V: Any, solver: str, threads: int, loss: str, *, kept: bool) -> Callable[[], Times]:
+def library(V: Any, solver: Any, threads: int, loss: str, *, kept: bool) -> Callable[[], Times]:
     """A sweep, from the second one on."""
 
     def run() -> Times:
@@ -123,20 +127,20 @@ def contestants(path: str, loss: str) -> dict[str, Callable[[], Times]]:
     found: dict[str, Callable[[], Times]] = {}
     X = in_memory(path)
     for threads in (1, 2):
-        for solver in SOLVERS[loss]:
-            name = f"dask_nmf {solver}, {threads} thread(s)"
-            found[f"{name}, from disk"] = library(path, solver, threads, loss, kept=False)
-            found[f"{name}, kept"] = library(path, solver, threads, loss, kept=True)
-            found[f"{name}, scipy"] = library(X, solver, threads, loss, kept=True)
+        for told, given in SOLVERS[loss].items():
+            name = f"dask_nmf {told}, {threads} thread(s)"
+            found[f"{name}, from disk"] = library(path, given, threads, loss, kept=False)
+            found[f"{name}, kept"] = library(path, given, threads, loss, kept=True)
+            found[f"{name}, scipy"] = library(X, given, threads, loss, kept=True)
         for solver in ("mu", "cd") if loss == "frobenius" else ("mu",):
             name = f"scikit-learn {solver}, {threads} BLAS thread(s)"
             found[name] = scikit(X, solver, threads, loss)
     return found
 
 
-def speeds(path: str, rows: int, rounds: int, loss: str) -> None:
+def speeds(path: str, rows: int, rounds: int, loss: str, only: str) -> None:
     taken: dict[str, list[Times]] = {}
-    runs = contestants(path, loss)
+    runs = {name: run for name, run in contestants(path, loss).items() if re.search(only, name)}
     for _ in range(rounds):
         for name, run in runs.items():
             taken.setdefault(name, []).append(run())
@@ -180,14 +184,16 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=default, help="of the data (%(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each (%(default)s)")
     parser.add_argument("--rows", type=int, default=1_000_000, help="of V (%(default)s)")
+    parser.add_argument("--only", default="", help="speeds of contestants that match this")
     parser.add_argument("--memory", action="store_true", help="the peak memory only")
     parser.add_argument("--loss", choices=SOLVERS, default="frobenius")
     chosen = parser.parse_args()
     chosen.folder.mkdir(parents=True, exist_ok=True)
     path = make(chosen.folder, chosen.rows)
     if not chosen.memory:
-        speeds(path, chosen.rows, chosen.rounds, chosen.loss)
-    peaks(path, chosen.folder, chosen.loss)
+        speeds(path, chosen.rows, chosen.rounds, chosen.loss, chosen.only)
+    if not chosen.only:
+        peaks(path, chosen.folder, chosen.loss)
 
 
 if __name__ == "__main__":
