@@ -39,7 +39,7 @@ MODEL_ROWS, MODEL_ROWS_PER_COMPONENT = 8192, 256
 """Of a sample, where it has not all; the more of the two."""
 
 SPARSE_SLAB = 2**19
-"""Non-zeros of a slab whose share of the sums, a dense (k, n) array, is added at once."""
+"""Non-zeros of a slab of sparse rows: for W @ H there, and for a dense (k, n) share of the sums."""
 
 START_ROWS, START_ROWS_PER_COMPONENT, START_BYTES = 1024, 50, 2**25
 """Of V, for the start of a divergence: the more of the two, as far as dense rows take no more."""
@@ -146,10 +146,11 @@ class Geometry:
         sums = _live_sums(ceil(self.m / rows)) * width * columns * 8
         if columns < self.n:
             sums += _live_sums(ceil(self.n / columns)) * rows * k * 8
+        product = 8 if self.entrywise else itemsize + 8 + copies
         parts = {
             "process": (BASE_BYTES if self.local else WORKER_BYTES) + self.resident,
             "blocks": (self.threads + waiting) * block + self.threads * reading,
-            "half-steps": self.threads * (factors + width * columns * (itemsize + 8 + copies)),
+            "half-steps": self.threads * (factors + width * columns * product),
             "sums": sums,
             "graph": blocks * GRAPH_BYTES if self.local else 0,
             "W": max(W, start),
@@ -158,7 +159,7 @@ class Geometry:
         }
         if self.entrywise:
             parts["half-steps"] += self.threads * self._slabs(columns)
-            start = 6 * sample_height(self.m, columns, k, self.entries is not None) * columns * 8
+            start = 3 * sample_height(self.m, columns, k, self.entries is not None) * columns * 8
             if self.entries is not None:
                 start = start * self.nnz // (self.m * self.n)
             parts["H"] += max(3 * width * columns * 8, start) if self.local else 0
@@ -172,13 +173,15 @@ class Geometry:
 
     def _slabs(self, columns: int) -> int:
         """Bytes of one visit beyond the factors: arrays of a slab, and of pairs of components."""
-        per_row = columns
+        per_row, slab = columns, SLAB
         entries = 12 * max(SLAB, columns)
         if self.entries is not None and not self.weight_bytes:
-            per_row = max(1, self.nnz // self.m)
+            per_row, slab = max(1, self.nnz // self.m), SPARSE_SLAB
             entries = 8 * max(SPARSE_SLAB, per_row)
-        rows = max(1, SLAB // per_row)
-        of_pairs = 3 * (rows + columns) * self.pairs + 2**23 * (self.pairs > 0)
+        rows = max(1, slab // per_row)
+        if not self.pairs:
+            return 8 * entries
+        of_pairs = 3 * (rows + columns) * self.pairs + 2**21
         return 8 * (entries + of_pairs + rows * self.rank**2)
 
     def block_bytes(self, rows: int, columns: int) -> int:
@@ -223,9 +226,12 @@ class Geometry:
 
 
 def _live_sums(blocks: int) -> int:
-    """Partial sums alive at once: up to FAN_IN - 1 wait on each level of the tree."""
-    levels = ceil(log(blocks, FAN_IN)) if blocks > 1 else 0
-    return min((FAN_IN - 1) * levels + 1, blocks + 1)
+    """Partial sums alive at once: up to FAN_IN - 1 wait on each level of the tree, fewer on top."""
+    if blocks == 1:
+        return 1
+    below = ceil(log(blocks, FAN_IN)) - 1
+    on_top = ceil(blocks / float(FAN_IN) ** below) - 1
+    return min((FAN_IN - 1) * below + on_top + 1, blocks + 1)
 
 
 def sample_size(m: int, rank: int) -> int:

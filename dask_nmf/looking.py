@@ -7,6 +7,7 @@ import numpy as np
 from scipy.sparse import issparse, vstack
 
 from dask_nmf.boxes import as_dense
+from dask_nmf.csr import row_slabs
 from dask_nmf.divergences import Beta
 from dask_nmf.entrywise import hidden_values
 from dask_nmf.geometry import sample_height
@@ -17,6 +18,9 @@ from dask_nmf.stream import first_pass, take_rows
 from dask_nmf.tasks import inspect
 from dask_nmf.types import Array, FirstPass, Sample, Sums
 from dask_nmf.watch import compute
+
+_SLAB_BYTES = 2**22  # of a block in float64, with some copies beside it
+_MAXIMA, _MINIMUM = [2, 9], 4  # where they are in what is found of a block
 
 
 def sums_of(job: Job, matrix: Matrix) -> Sums:
@@ -70,25 +74,40 @@ def _inspected(V_b: Any, M_b: Array | None = None, *, loss: Beta, block_info: An
 
 
 def _found(V_b: Any, M_b: Array | None, loss: Beta, block_info: Any) -> Array:
-    if M_b is None:
-        data = V_b.data if issparse(V_b) else V_b
-        low = float(data.min()) if data.size else 0.0
-        if issparse(V_b) and V_b.nnz < V_b.shape[0] * V_b.shape[1]:
-            low = 0.0
-        own = float(loss.own(data.astype(np.float64)).sum())
-        size = float(V_b.shape[0] * V_b.shape[1])
-        return np.hstack([inspect(V_b, block_info=block_info), [[low, own, size] + 5 * [0.0]]])
-    v = as_dense(V_b).astype(np.float64)
-    M = M_b.astype(np.float64)
+    (top, _), columns = block_info[0]["array-location"]
+    parts = []
+    for slab in row_slabs(V_b if M_b is None else M_b, _SLAB_BYTES):
+        V_s = V_b[slab]
+        M_s = None if M_b is None else M_b[slab].astype(np.float64)
+        place = {
+            0: {"array-location": ((top + slab.start, top + slab.start + V_s.shape[0]), columns)}
+        }
+        parts.append(_of_all(V_s, loss, place) if M_s is None else _of_some(V_s, M_s, loss, place))
+    found = np.array(parts)
+    total = found.sum(axis=0)
+    total[_MAXIMA], total[_MINIMUM] = found[:, _MAXIMA].max(axis=0), found[:, _MINIMUM].min()
+    return np.asarray(total[np.newaxis])
+
+
+def _of_all(V_s: Any, loss: Beta, place: Any) -> list[float]:
+    data = V_s.data if issparse(V_s) else V_s
+    low = float(data.min(initial=np.inf))
+    if issparse(V_s) and V_s.nnz < V_s.shape[0] * V_s.shape[1]:
+        low = 0.0
+    own, size = float(loss.own(data.astype(np.float64)).sum()), float(np.prod(V_s.shape))
+    return [*inspect(V_s, block_info=place)[0], low, own, size, *5 * [0.0]]
+
+
+def _of_some(V_s: Any, M: Array, loss: Beta, place: Any) -> list[float]:
+    v = as_dense(V_s).astype(np.float64)
     held, there = v[(M == 0) & hidden_values(v)], M > 0
     v = np.where(there, v, 0.0)
-    rest = inspect(v * M, block_info=block_info)
+    mixed = inspect(v * M, block_info=place)[0, 3]
     low = float(v.min(where=there, initial=np.inf))
     own = float((loss.own(np.where(there, v, 1.0)) * M).sum())
+    sums = [(v * M).sum(), (v * v * M).sum(), v.max(), mixed, low, own, M.sum()]
     of_held = float(loss.own(held).sum())
-    rest[0, :3] = (v * M).sum(), (v * v * M).sum(), v.max()
-    more = [low, own, M.sum(), held.sum(), (held * held).sum()]
-    return np.hstack([rest, [[*more, held.max(initial=0.0), of_held, float(held.size)]]])
+    return [*sums, held.sum(), (held * held).sum(), held.max(initial=0.0), of_held, held.size]
 
 
 def _sums(found: Array) -> Sums:

@@ -10,12 +10,14 @@ import zarr
 
 from dask_nmf.blocks import Grid
 from dask_nmf.boxes import Boxes, Checked, Transposed, as_block, as_dense, check_entries
-from dask_nmf.csr import CSR, index_dtype
+from dask_nmf.csr import CSR, index_dtype, row_slabs
 from dask_nmf.layout import is_mapped, stored_share
 from dask_nmf.reader import Reader
 from dask_nmf.sparse import not_as_told, regrouped, unlike
 from dask_nmf.stream import from_boxes
 from dask_nmf.types import AnyArray, Array, DaskArray, working_dtype
+
+_SLAB_BYTES = 2**22  # of a block in float64, that is checked beside its weights
 
 Missing = Literal["error", "zero", "nan"]
 
@@ -241,8 +243,9 @@ def _there(V_b: Any, M_b: Array | None = None) -> Array:
 def _checked_where(V_b: Any, M_b: Array, transposed: bool, block_info: Any = None) -> Any:
     """V_b, if what has a weight there is finite and non-negative."""
     if block_info:
-        seen = np.where(M_b > 0, as_dense(V_b), 0)
         rows, columns = (start for start, _ in block_info[0]["array-location"])
-        whole = (seen.T, (columns, rows)) if transposed else (seen, (rows, columns))
-        check_entries(np.ascontiguousarray(whole[0]), whole[1])
+        for slab in row_slabs(M_b, _SLAB_BYTES):
+            seen, row = np.where(M_b[slab] > 0, as_dense(V_b[slab]), 0), rows + slab.start
+            whole = (seen.T, (columns, row)) if transposed else (seen, (row, columns))
+            check_entries(np.ascontiguousarray(whole[0]), whole[1])
     return V_b

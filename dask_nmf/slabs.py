@@ -10,12 +10,12 @@ from scipy.sparse import csr_array, issparse
 
 from dask_nmf.boxes import as_dense
 from dask_nmf.divergences import Beta
-from dask_nmf.geometry import SLAB
+from dask_nmf.geometry import SLAB, SPARSE_SLAB
 from dask_nmf.newton import pair_count, pair_products
 from dask_nmf.types import Array
 
 _PAIRS = 2**20  # products of pairs at a time, for sparse rows
-_GATHERED = 2**16  # numbers of W, and of H, at a time
+_GATHERED = 2**18  # numbers of W, and of H, at a time: fewer make threads wait for each other
 _TINY = np.finfo(np.float64).tiny
 
 
@@ -122,7 +122,7 @@ def slabs(
     m, n = V_b.shape
     sparse = issparse(V_b) and loss.linear and weights is None
     per_row = max(1, V_b.nnz // m if sparse else n)
-    step = rows or max(1, SLAB // per_row)
+    step = rows or max(1, (SPARSE_SLAB if sparse else SLAB) // per_row)
     for start in range(0, m, step):
         part = slice(start, start + step)
         V_s = V_b[part]

@@ -31,6 +31,7 @@ from zarr.codecs import Crc32cCodec
 from zarr.storage import LocalStore
 
 from dask_nmf.blocks import Grid, even
+from tests.chaos_asked import ASKED, ask
 from tests.conftest import low_rank
 from tests.mishaps import damage, fill, mounted, unmounted
 from tests.processes import Call, Outcome, Process, Processes
@@ -89,13 +90,20 @@ class Trial:
         options |= {"max_passes": random.randint(6, 10)}
         options["checkpoint_every"] = random.choice([None, 1, 1, 3])
         data = low_rank(*shape, 5, seed=self.seed)
-        zarr.create_array(self.V, data=data, chunks=chunk, compressors=[Crc32cCodec()])
         slow = random.choice([0.0, 0.01, 0.02, 0.03])
         kept = random.random() < 0.2
+        rank = random.randint(2, 6)
+        asked = ask(random, options, data, rank, self.V) if random.random() < 0.4 else False
         V: Any = self.V
-        if slow:
+        if asked == "sparse":
+            grid = Grid(even(shape[0], shape[0] // 8), (shape[1],))
+        else:
+            zarr.create_array(self.V, data=data, chunks=chunk, compressors=[Crc32cCodec()])
+        if asked and len(grid.widths) > 1:  # no tiles
+            grid = Grid(grid.heights, (shape[1],))
+        if slow and asked != "sparse":
             V = zarr.open_array(SlowStore(LocalStore(self.V), slow), mode="r")
-        return Call(V, random.randint(2, 6), grid, options, None, kept), random.randint(1, 3)
+        return Call(V, rank, grid, options, None, kept), random.randint(1, 3)
 
     # ------------------------------------------------------------------------------ the course
     def run(self) -> None:
@@ -289,7 +297,7 @@ class Trial:
 
     def full_disk(self) -> None:
         self.disk_trouble = True
-        assert self.call.out is not None
+        assert self.call.out
         mend = fill(self.call.out.parent, [*self.processes.workers, *self.drivers])
         self.at(self.random.uniform(0.1, 1.5), mend)
 
@@ -307,9 +315,9 @@ class Trial:
 
     def damaged_V(self) -> None:
         """A chunk of V, for a while."""
-        files = sorted(path for path in (self.V / "c").rglob("*") if path.is_file())
+        files = sorted(path for path in self.V.rglob("*") if path.is_file() and "c" in path.parts)
         path = self.random.choice(files)
-        key = path.relative_to(self.V).as_posix()
+        key = path.as_posix()[path.as_posix().rindex("/c/") + 1 :]
         copy = self.folder / f"V-{len(self.done)}"
         if key in self.V_trouble:  # once is enough
             return
@@ -352,6 +360,7 @@ def try_once(seed: int, events: list[str] | None = None) -> tuple[Trial, str]:
     call = trial.call
     line = (
         f"{seed}: {call.options['solver']} {call.options['init']} {call.grid.blocks} blocks"
+        f"{''.join(f' {name}' for name in ASKED if name in call.options)}"
         f"{' transposed' if call.grid.transposed else ''}, every {call.options['checkpoint_every']}"
         f", {trial.size} workers; {', '.join(trial.done)}; {errors or 'no errors'}; "
         f"{trial.restarts} restarts, {seconds:.1f} s: {verdict}"

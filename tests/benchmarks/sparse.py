@@ -34,6 +34,7 @@ from tests.benchmarks.memory import measure
 N, PER_ROW, RANK = 20_000, 100, 20
 CHUNK = 2**20  # entries
 SWEEPS = 4
+BLOCKS = 20  # as many for each thread
 SOLVERS: dict[str, dict[str, Any]] = {
     "frobenius": {"mu": "mu", "hals": "hals", "hals, 1 inner": HALS(inner=1)},
     "kullback-leibler": {"mu": "mu", "newton": "newton"},
@@ -97,7 +98,7 @@ def library(V: Any, solver: Any, threads: int, loss: str, *, kept: bool) -> Call
         spare = patch("dask_nmf.fitting._SPARE", 0.9 if kept else 0)
         with spare, dask.config.set(scheduler="threads", num_workers=threads):
             options: dict[str, Any] = {"tol": 0, "max_passes": 1 + SWEEPS, "init": factors}
-            options |= {"solver": solver, "loss": loss}
+            options |= {"solver": solver, "loss": loss, "block_rows": factors[0].shape[0] // BLOCKS}
             factorize(V, RANK, callback=lambda _: marks.append(now()), **options)
         return per_pass(marks[0], marks[-1], len(marks) - 1)
 
