@@ -151,14 +151,13 @@ class Reader:
     def _read_by_zarr(self, rows: Span, columns: Span) -> Array:
         """By zarr, or by the codec pipeline that the user has chosen for it."""
         array, store = self.array, self.array.store_path.store
-        if self.strict and isinstance(store, LocalStore):  # pipelines may go around the store
+        if isinstance(store, LocalStore):  # pipelines may go around the store
             height, width = as_pair(array.shards or array.chunks)
             for number in product(_over(rows, height), _over(columns, width)):
                 key = self._key(number)
-                if not os.path.exists(os.path.join(store.root, array.path, key)):
-                    raise ValueError(absent(key, self.array.store_path))
-        elif self.strict:
-            path = StorePath(_Strict(store), array.store_path.path)
+                self._look_at(key, os.path.join(store.root, array.path, key))
+        else:
+            path = StorePath(_Strict(store, self.strict), array.store_path.path)
             array = zarr.Array(zarr.AsyncArray(metadata=array.metadata, store_path=path))
         read: Any = empty((rows[1] - rows[0], columns[1] - columns[0]), array.dtype)
         try:
@@ -175,6 +174,17 @@ class Reader:
                 "array anew"
             ) from error
         return np.require(read, dtype=self.dtype, requirements=["C", "A"])
+
+    def _look_at(self, key: str, path: str) -> None:
+        """Raise where zarr would see zeros: at no file, and at an empty one, which is damage."""
+        try:
+            size = os.path.getsize(path)
+        except FileNotFoundError:
+            if self.strict:
+                raise ValueError(absent(key, self.array.store_path)) from None
+            return
+        if not size:
+            raise ValueError(_empty(key, self.array.store_path))
 
 
 class _Block:
@@ -242,17 +252,29 @@ def absent(key: str, store: Any) -> str:
     )
 
 
+def _empty(key: str, store: Any) -> str:
+    return f"chunk {key!r} of {store} is damaged: it is empty; restore it, or make the array anew"
+
+
 class Absent(ValueError):
-    """A chunk is not there."""
+    """A chunk is not there, or empty."""
 
 
 class _Strict(WrapperStore[Any]):
-    """A store in which an absent chunk is an error, for arrays that zarr reads."""
+    """A store in which what zarr takes for zeros is an error: empty chunks, and absent ones."""
+
+    def __init__(self, store: Any, strict: bool) -> None:
+        super().__init__(store)
+        self.strict = strict
 
     async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
         value = await self._store.get(key, prototype, byte_range)
-        if value is None and key.rsplit("/", 1)[-1] not in _METADATA:
+        if key.rsplit("/", 1)[-1] in _METADATA:
+            return value
+        if value is None and self.strict:
             raise Absent(absent(key, self._store))
+        if value is not None and not len(value):
+            raise Absent(_empty(key, self._store))
         return value
 
 

@@ -11,8 +11,10 @@ import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 from numcodecs import Zlib
+from zarr.buffer import default_buffer_prototype
 from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec, TransposeCodec, ZstdCodec
 from zarr.core.codec_pipeline import BatchedCodecPipeline
+from zarr.core.sync import sync
 from zarr.registry import register_pipeline
 from zarr.storage import LocalStore, MemoryStore
 
@@ -140,7 +142,7 @@ def test_a_damaged_chunk_is_named(tmp_path: Path, codec: str, harm: str) -> None
 @pytest.mark.parametrize("codec", ["transposed", "v2 Fortran"])
 def test_a_damaged_chunk_that_zarr_reads(tmp_path: Path, codec: str) -> None:
     array, _ = stored(LocalStore(tmp_path), "f4", (10, 30), **CODECS[codec])
-    (tmp_path / array.metadata.encode_chunk_key((1, 0))).write_bytes(b"")
+    (tmp_path / array.metadata.encode_chunk_key((1, 0))).write_bytes(b"?!")
     with pytest.raises(ValueError, match="a chunk of .* in rows 5 to 25, columns 0 to 30 is dam"):
         Reader(array, np.dtype("f4"))[5:25, 0:30]
 
@@ -219,3 +221,27 @@ def test_large_blocks_are_not_of_malloc() -> None:
     assert large.base is not None
     large[:] = 3
     assert large.sum() == 3 * 2**18
+
+
+@pytest.mark.parametrize("place", ["disk", "memory"])
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("kept", [0, 1])
+def test_a_shard_cut_short_that_zarr_reads(
+    tmp_path: Path, place: str, strict: bool, kept: int
+) -> None:
+    """zarr takes an empty shard for one of zeros."""
+    store: Any = MemoryStore() if place == "memory" else LocalStore(tmp_path / "V.zarr")
+    array = zarr.create_array(
+        store,
+        data=np.ones((20, 12)),
+        chunks=(5, 6),
+        shards=(10, 12),
+        filters=[TransposeCodec(order=(1, 0))],
+    )
+    body = sync(store.get("c/1/0", default_buffer_prototype()))
+    sync(store.set("c/1/0", body[:kept]))
+    reader = Reader(array, np.dtype("f8"), strict)
+    assert reader.layout is None
+    assert reader[0:10, 0:12].sum() == 120
+    with pytest.raises(ValueError, match="chunk.* is damaged"):
+        reader[0:20, 0:12]
