@@ -56,7 +56,8 @@ class Constraints:
             if mean is not None:
                 W = W * (mean / max(float(compute(W.mean())[0]), np.finfo(dtype).tiny))
         elif self.sum_to_one:
-            W = W.map_blocks(closed, dtype=dtype, meta=W._meta, token="nmf-closed")
+            meta = np.empty((0, 0))
+            W = W.map_blocks(closed, dtype=np.float64, meta=meta, token="nmf-closed")
             if mean is not None:
                 H = H * (mean / max(float(H.mean()), np.finfo(dtype).tiny))
         if self.rows is not None and transposed:

@@ -45,7 +45,7 @@ BAD: dict[str, tuple[Any, ...]] = {
     "overwrite": ("no", "false", None, 2, _ARRAY),
     "checkpoint_every": (0, -1, 2.0, "1", True, NAN, _ARRAY),
     "callback": (3, "print", [], _ARRAY),
-    "loss": ("kl", "", None, 3, ["frobenius"], _ARRAY),
+    "loss": ("kl", "", None, NAN, True, ["frobenius"], _ARRAY),
 }
 SOLVERS: tuple[Any, ...] = (
     *("auto", "auto", "auto", "hals", "hals", "mu", "mu", MU(inner=3), HALS(inner=1)),

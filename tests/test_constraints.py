@@ -182,6 +182,15 @@ def test_shares(tmp_path: Path, solver: str, transposed: bool) -> None:
     np.testing.assert_allclose(np.asarray(known.W), again, atol=1e-6)
 
 
+@pytest.mark.parametrize("solver", ["auto", "hals", "mu"])
+@pytest.mark.parametrize("r", [0, 1, 2])
+def test_factors_have_the_type_of_V(solver: str, r: int) -> None:
+    V = low_rank(60, 8, 2, noise=0.1).astype(np.float32)
+    told: dict[str, Any] = {"solver": solver, "tol": 0, "max_passes": 4, "sum_to_one": True}
+    result = dask_nmf.factorize(V, 2, fixed_H=np.eye(2, 8)[:r] + 1 if r else None, **told)
+    assert (result.W.compute().dtype, result.H.dtype) == (np.float32, np.float32)
+
+
 # ----------------------------------------------------------------------- kept, resumed, refused
 def test_resumed_with_constraints(tmp_path: Path) -> None:
     V = zarr.create_array(
