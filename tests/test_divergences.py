@@ -7,7 +7,7 @@ from typing import Any
 import dask.array as da
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
 from sklearn.decomposition import non_negative_factorization
@@ -105,7 +105,7 @@ def _cut(draw: st.DrawFn, size: int) -> tuple[int, ...]:
 
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
-    # Never wider than high: the method is that on V.T where blocks are columns.
+    # Never wider than high: blocks are mostly rows, then.
     n = draw(st.integers(1, 9))
     m, k = draw(st.integers(4 * n, 4 * n + 9)), draw(st.integers(1, 4))
     random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
@@ -136,16 +136,17 @@ def cases(draw: st.DrawFn) -> Case:
 
 def assert_close(found: Any, wanted: Array) -> None:
     size = np.abs(wanted).max()
-    np.testing.assert_allclose(np.asarray(found), wanted, rtol=1e-9, atol=1e-11 * size)
+    np.testing.assert_allclose(np.asarray(found), wanted, rtol=1e-10, atol=1e-10 * size)
 
 
 @given(cases())
 def test_two_sweeps_are_the_oracle_s(case: Case) -> None:
     W = case.improve(case.V, case.W, case.H, case.weights, case.V.shape[1])
     result = case.factorize(2)
+    assume(result.plan and not result.plan.transposed)  # there it is the method on V.T
     assert_close(result.W, W)
     assert_close(result.H, case.H)
-    assert result.history[-1].objective == pytest.approx(case.objective(W, case.H), rel=1e-9)
+    assert result.history[-1].objective == pytest.approx(case.objective(W, case.H), rel=1e-10)
 
     H = case.half_step_H(W, case.H)
     W_2 = case.improve(case.V, W, H, case.weights, case.V.shape[1])
@@ -164,7 +165,7 @@ def test_never_rises_and_stays_finite(case: Case) -> None:
     for F in (np.asarray(result.W), np.asarray(result.H)):
         assert np.isfinite(F).all()
         assert (F >= 0).all()
-    assert losses[-1] == pytest.approx(case.objective(np.asarray(result.W), result.H), rel=1e-9)
+    assert losses[-1] == pytest.approx(case.objective(np.asarray(result.W), result.H), rel=1e-10)
 
 
 @pytest.mark.parametrize("beta", BETAS)
@@ -184,7 +185,7 @@ def test_the_loss_is_scikit_learn_s_and_its_slope_is_a_difference_quotient(beta:
         np.testing.assert_allclose(loss.curvature(V, X), bend, rtol=1e-5)
     mean = np.full(V.shape, V.mean())
     of_mean = loss.from_sums(V.sum(), loss.own(V).sum(), V.size)
-    assert of_mean == pytest.approx(loss.distance(V, mean).sum(), rel=1e-9)
+    assert of_mean == pytest.approx(loss.distance(V, mean).sum(), rel=1e-10)
 
 
 @pytest.mark.parametrize("beta", [1.0, 0.0])
@@ -240,13 +241,13 @@ def test_the_error_of_hidden_entries_is_told() -> None:
     result = dask_nmf.factorize(V, 3, weights=there, tol=0, max_passes=40)
     rest = (V - np.asarray(result.W) @ result.H)[~there]
     wanted = float(np.linalg.norm(rest) / np.linalg.norm(V[~there]))
-    assert result.history[-1].held_out == pytest.approx(wanted, rel=1e-9)
+    assert result.history[-1].held_out == pytest.approx(wanted, rel=1e-10)
     assert wanted < 0.02  # of rank 3 as V is, they are told by the others
     result = dask_nmf.factorize(V, 3, weights=there, loss="kullback-leibler", max_passes=5, tol=0)
     X, v = (np.asarray(result.W) @ result.H)[~there], V[~there]
     mean = np.full(v.shape, v.mean())
     wanted = oracle.divergence(v, X, 1) / oracle.divergence(v, mean, 1)
-    assert result.history[-1].held_out == pytest.approx(wanted, rel=1e-9)
+    assert result.history[-1].held_out == pytest.approx(wanted, rel=1e-10)
 
 
 def test_on_the_transpose_it_is_the_method_on_the_transpose() -> None:
