@@ -116,7 +116,8 @@ def _as_sparse(draw: Draw, call: Call) -> None:
         for name in ("data", "indices", "indptr"):
             values = getattr(X, name)
             chunks = (draw.integer(1, max(1, len(values))),) if len(values) else (1,)
-            group.create_array(name, data=values, chunks=chunks)
+            filled: Any = {"config": {"write_empty_chunks": True}}
+            group.create_array(name, data=values, chunks=chunks, **filled)
         call.V = str(call.folder / "cells.zarr")
 
 

