@@ -185,6 +185,6 @@ def check_asked(call: Call, result: dask_nmf.Result) -> None:
     if options.get("sum_to_one"):
         off = np.abs(W.sum(axis=1) - 1).max()
         demand(off < (1e-5 if single else 1e-12), f"rows of W are off one by {off}")
-    if call.weights is not None:
+    if call.weights is not None and result.plan and not result.plan.transposed:
         hidden = ~M.any(axis=1)
         demand(not W[hidden].any(), "W has something to say about rows without weight")
