@@ -153,7 +153,7 @@ def _written(result: Result, kept: Kept, sums: Sums) -> Result:
 def _factors(state: State, plan: Plan) -> tuple[DaskArray, AnyArray]:
     """W and H of V, from those of what was streamed."""
     if not plan.transposed:
-        return state.W, state.H
+        return state.W, np.ascontiguousarray(state.H)
     W = da.from_array(np.ascontiguousarray(state.H.T), chunks=-1)
     H = state.W.T
     return W, np.ascontiguousarray(compute(H)[0]) if H.nbytes <= IN_MEMORY else H

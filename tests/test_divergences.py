@@ -146,6 +146,7 @@ def test_two_sweeps_are_the_oracle_s(case: Case) -> None:
     assume(result.plan and not result.plan.transposed)  # there it is the method on V.T
     assert_close(result.W, W)
     assert_close(result.H, case.H)
+    assert result.H.flags.c_contiguous
     assert result.history[-1].objective == pytest.approx(case.objective(W, case.H), rel=1e-10)
 
     H = case.half_step_H(W, case.H)
@@ -165,6 +166,7 @@ def test_never_rises_and_stays_finite(case: Case) -> None:
     losses = [record.objective or 0.0 for record in result.history]
     assert all(b <= a for a, b in pairwise(losses))
     for F in (np.asarray(result.W), np.asarray(result.H)):
+        assert F.flags.c_contiguous
         assert np.isfinite(F).all()
         assert (F >= 0).all()
     assert losses[-1] == pytest.approx(case.objective(np.asarray(result.W), result.H), rel=1e-10)
