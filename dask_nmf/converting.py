@@ -205,6 +205,12 @@ def _write(
         written = values.astype(dtype, copy=False)
         if exact and dtype == np.float32 and (written != values).any():
             raise _Inexact
+        if not np.isfinite(written).all():
+            at = divmod(int(keys[~np.isfinite(written)][0]), n)
+            raise ValueError(
+                f"source: the entries of row {at[0]}, column {at[1]} (counted from 0) add up to "
+                f"more than {dtype} holds: scale them, or store them as float64"
+            )
         end = int(keys[-1]) // n + 1
         for top in range(row, end, _CHUNK):
             rows = np.arange(top, min(top + _CHUNK, end))

@@ -28,7 +28,8 @@ def merged(keys: Array, values: Array) -> Entries:
     if len(first) == len(keys):
         return keys, values
     sums = np.add.reduceat(values, first, dtype=np.float64)
-    return keys[first], sums.astype(values.dtype)
+    with np.errstate(over="ignore"):  # the writer refuses what is infinite
+        return keys[first], sums.astype(values.dtype)
 
 
 def in_order(
