@@ -245,6 +245,8 @@ def _kept_blocks(matrix: Matrix, side: Geometry, grid: Grid, memory: int | None,
     """Row blocks that may stay decoded: nothing of what the page cache keeps as it is."""
     if memory is None or not matrix.stored or len(grid.widths) > 1 or matrix.mapped:
         return 0
+    if matrix.shared is not None:  # the memory is for more runs
+        return 0
     blocks = (_SPARE * memory - peak) // side.block_bytes(grid.heights[0], side.n)
     return min(len(grid.heights), max(0, int(blocks * side.processes / _uneven(side))))
 

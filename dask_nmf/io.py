@@ -56,6 +56,8 @@ def open_matrix(V: Any, missing: Missing = "error", name: str = "V") -> Matrix:
     TypeError, ValueError, FileNotFoundError
         If V is nothing of the kind, not 2-D, empty, or not of real numbers.
     """
+    if isinstance(V, Matrix):  # of several runs
+        return V
     if not isinstance(missing, str) or missing not in ("error", "zero", "nan"):
         raise ValueError(f"missing must be 'error', 'zero' or 'nan', got {missing!r}")
     if isinstance(V, (str, os.PathLike)):

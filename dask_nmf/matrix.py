@@ -1,6 +1,6 @@
 """V behind one door, and how its blocks are read: zarr, dask, numpy or sparse; with weights."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -20,6 +20,17 @@ from dask_nmf.types import AnyArray, Array, DaskArray, working_dtype
 _SLAB_BYTES = 2**22  # of a block in float64, that is checked beside its weights
 
 Missing = Literal["error", "zero", "nan"]
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What runs have in common that go over V in step.
+
+    passing : blocks of V, until the pass is over. held : V in the workers' memory, if it was here.
+    """
+
+    passing: dict[Any, DaskArray] = field(default_factory=dict)
+    held: dict[Any, "Matrix"] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -49,6 +60,8 @@ class Matrix:
         Of the argument, for people.
     nnz : int, optional
         Entries of a sparse V; of a dask array as if 10 % were there.
+    shared : Shared, optional
+        What several runs make of it together.
     """
 
     source: Any
@@ -63,6 +76,7 @@ class Matrix:
     nan: bool = False
     name: str = "V"
     nnz: int | None = None
+    shared: "Shared | None" = None
 
     @property
     def missing(self) -> Missing:
@@ -141,8 +155,20 @@ class Matrix:
         return stored_share(self.source) if self.stored else None
 
     def blocks(self, grid: Grid, dtype: np.dtype[Any] | None = None) -> DaskArray:
-        """A dask array of these blocks; unique keys, so always re-read. None: the working dtype."""
+        """A dask array of these blocks; None: the working dtype.
+
+        Its keys are unique, so that it is always read again; of a shared V, in the next pass.
+        """
         dtype = dtype or working_dtype(self.dtype)
+        if self.shared is None:
+            return self._blocks(grid, dtype)
+        key = self.name, self.transposed, self.checked, grid, dtype
+        made = self.shared.passing
+        if key not in made:
+            made[key] = self._blocks(grid, dtype)
+        return made[key]
+
+    def _blocks(self, grid: Grid, dtype: np.dtype[Any]) -> DaskArray:
         if self.sparse:
             assert not self.transposed, "only rows of what is stored can be read"
             if isinstance(self.source, da.Array):
@@ -196,6 +222,12 @@ class Matrix:
 
     def held_by_workers(self, grid: Grid) -> "Matrix":
         """A V in memory sent to the workers of a cluster once, instead of with every pass."""
+        if self.shared is not None:
+            key = self.name, self.transposed, grid
+            if key not in self.shared.held:
+                found = replace(self, shared=None).held_by_workers(grid)
+                self.shared.held[key] = replace(found, shared=self.shared)
+            return self.shared.held[key]
         if self.weights is not None:
             weights = self.weights.held_by_workers(grid)
             return replace(replace(self, weights=None).held_by_workers(grid), weights=weights)

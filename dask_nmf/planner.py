@@ -101,7 +101,8 @@ class Job:
         try:
             yield matrix
         finally:
-            release(matrix.kept, matrix.source if self.matrix.in_memory else None)
+            if matrix.shared is None:
+                release(matrix.kept, matrix.source if self.matrix.in_memory else None)
 
     @contextmanager
     def threads(self) -> Iterator[None]:

@@ -7,14 +7,17 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import dask
 from dask.base import get_scheduler
-from dask.callbacks import Callback
+from dask.callbacks import Callback as TaskCallback
 
 from dask_nmf.errors import ClusterLost, PoisonBlock
 
@@ -30,6 +33,27 @@ def patience() -> float:
     return float(dask.config.get("dask_nmf.patience", 60))
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What a compute is asked for: what stays in the workers' memory, and what comes back."""
+
+    held: tuple[Any, ...]
+    collections: tuple[Any, ...]
+
+
+_asking: ContextVar[Callable[[Asked], Any] | None] = ContextVar("asking", default=None)
+
+
+@contextmanager
+def asking(ask: Callable[[Asked], Any]) -> Iterator[None]:
+    """Have this thread's computes go by way of `ask`."""
+    before = _asking.set(ask)
+    try:
+        yield
+    finally:
+        _asking.reset(before)
+
+
 def compute(*collections: Any) -> tuple[Any, ...]:
     """``dask.compute``, watched.
 
@@ -40,30 +64,47 @@ def compute(*collections: Any) -> tuple[Any, ...]:
     PoisonBlock
         If the workers that run a task die; its `key` is the task's.
     """
-    client = active_client()
-    if client is None:
-        with _told_when_stuck():
-            return tuple(dask.compute(*collections))
-    with _releasing() as ours, _losses_named(client):
-        with _sending():
-            ours += client.compute(list(collections))
-        return tuple(_results(client, ours))
+    return _one(Asked((), collections))[1]
 
 
 def hold(held: Any, *collections: Any) -> tuple[Any, tuple[Any, ...]]:
     """`held` persisted in the workers' memory, and the others computed, from one graph."""
+    (kept,), results = _one(Asked((held,), collections))
+    return kept, results
+
+
+def _one(asked: Asked) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    ask = _asking.get()
+    found: tuple[Any, Any] = hold_all([asked])[0] if ask is None else ask(asked)
+    return found
+
+
+def hold_all(asked: Sequence[Asked]) -> list[tuple[tuple[Any, ...], tuple[Any, ...]]]:
+    """What is held and what came back of each, from one graph."""
+    held = [x for one in asked for x in one.held]
+    collections = [x for one in asked for x in one.collections]
     client = active_client()
     if client is None:
         with _told_when_stuck():
-            held, *rest = dask.persist(held, *collections)
-            return held, tuple(dask.compute(*rest))
-    with _releasing() as ours, _losses_named(client):
-        with _sending():
-            held, *rest = dask.persist(held, *collections)
-        ours += _futures(held)
-        results = client.compute(list(rest))
-        ours += results
-        return held, tuple(_results(client, results))
+            if held:
+                both = dask.persist(*held, *collections)
+                held, collections = list(both[: len(held)]), list(both[len(held) :])
+            results = list(dask.compute(*collections))
+    else:
+        with _releasing() as ours, _losses_named(client):
+            with _sending():
+                if held:
+                    both = dask.persist(*held, *collections)
+                    held, collections = list(both[: len(held)]), list(both[len(held) :])
+                    ours += [future for x in held for future in _futures(x)]
+                futures = client.compute(collections)
+            ours += futures
+            results = _results(client, futures)
+    kept, found = iter(held), iter(results)
+    return [
+        (tuple(islice(kept, len(one.held))), tuple(islice(found, len(one.collections))))
+        for one in asked
+    ]
 
 
 def release(*held: Any) -> None:
@@ -261,7 +302,7 @@ def _told_when_stuck() -> Iterator[None]:
 
     threading.Thread(target=watch, daemon=True).start()
     try:
-        with Callback(posttask=count):
+        with TaskCallback(posttask=count):
             yield
     finally:
         ended.set()

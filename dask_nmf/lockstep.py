@@ -1,0 +1,103 @@
+"""Runs that take turns, and wait for each other where V is read: one read then serves them all.
+
+Each call has a thread, of which only one is at work at any time. When it asks for something to be
+computed the next one goes on; when all have asked, what they asked for is one graph, in which what
+they share is computed once.
+"""
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, TypeVar
+
+from dask_nmf.watch import Asked, asking, hold_all
+
+T = TypeVar("T")
+
+
+class Dropped(BaseException):
+    """What a call ends with when another one has failed."""
+
+
+class _Turn(Generic[T]):
+    """A call in its thread: goes on when told to, until it asks for something or ends."""
+
+    def __init__(self, call: Callable[[], T]) -> None:
+        self.asked: Asked | None = None
+        self.error: BaseException | None = None
+        self.result: T | None = None
+        self._call, self._answer = call, None
+        self._mine, self._theirs = threading.Semaphore(0), threading.Semaphore(0)
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        self._mine.acquire()
+        try:
+            with asking(self._ask):
+                if isinstance(self._answer, BaseException):
+                    raise self._answer
+                self.result = self._call()
+        except BaseException as error:
+            self.error = error
+        finally:
+            self.asked = None
+            self._theirs.release()
+
+    def _ask(self, asked: Asked) -> Any:
+        self.asked = asked
+        self._theirs.release()
+        self._mine.acquire()
+        if isinstance(self._answer, BaseException):
+            raise self._answer
+        return self._answer
+
+    def go_on(self, answer: Any = None) -> None:
+        """With what it has asked for, or an error to raise there."""
+        self._answer, self.asked = answer, None
+        self._mine.release()
+        self._theirs.acquire()
+
+
+def in_lockstep(calls: Sequence[Callable[[], T]], next_pass: Callable[[], None]) -> list[T]:
+    """What the calls return.
+
+    Parameters
+    ----------
+    calls : sequence of callables
+        Whatever they compute by way of `watch`, at the same time, is computed at once.
+    next_pass : callable
+        Called after each of these: what they share is then to be made anew.
+
+    Raises
+    ------
+    BaseException
+        The first that a call ends with; the others are ended where they stand.
+    """
+    turns = [_Turn(call) for call in calls]
+    answers: list[Any] = [None] * len(turns)
+    going = list(turns)
+    try:
+        while going:
+            for turn, answer in zip(going, answers, strict=True):
+                turn.go_on(answer)
+                if turn.error is not None:
+                    raise turn.error
+            going = [turn for turn in going if turn.asked is not None]
+            answers = _answered([turn.asked for turn in going if turn.asked is not None])
+            next_pass()
+    except BaseException:
+        for turn in going:
+            if turn.asked is not None:
+                turn.go_on(Dropped())
+        raise
+    return [turn.result for turn in turns]  # type: ignore[misc]
+
+
+def _answered(asked: list[Asked]) -> list[Any]:
+    """What each has asked for; where that fails, the error for all."""
+    if not asked:
+        return []
+    try:
+        return hold_all(asked)
+    except Exception as error:
+        return [error] * len(asked)
