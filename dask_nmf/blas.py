@@ -23,6 +23,16 @@ def _controller() -> Any:
     return ThreadpoolController()  # finds the loaded BLAS libraries: milliseconds, so only once
 
 
+def _disown() -> None:
+    """Let this thread set limits: from 3.7 on threadpoolctl obeys only the last one that did.
+
+    Of ours the one that lifts the limit may be another.
+    """
+    for library in _controller().lib_controllers:
+        if hasattr(library, "clear_controlling_thread"):
+            library.clear_controlling_thread(force=True)
+
+
 class _OneThread:
     """Re-entrant and shared by all threads: the first in sets the limit, the last out lifts it.
 
@@ -39,6 +49,7 @@ class _OneThread:
     def __enter__(self) -> None:
         with self._lock:
             if self._inside == 0:
+                _disown()
                 self._limiter = _controller().limit(limits=1, user_api="blas")
             self._inside += 1
 
@@ -46,7 +57,9 @@ class _OneThread:
         with self._lock:
             self._inside -= 1
             if self._inside == 0:
+                _disown()
                 self._limiter.restore_original_limits()
+                _disown()
 
 
 one_blas_thread = _OneThread()

@@ -295,7 +295,12 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 def test_duplicates_that_add_up_to_more_than_the_type_holds(tmp_path: Path) -> None:
     values = np.array([3e38, 3e38, 1.0], np.float32)
-    parts: dict[str, Any] = {"data": values, "indices": [1, 1, 0], "indptr": [0, 2, 3], "shape": [2, 2]}
+    parts: dict[str, Any] = {
+        "data": values,
+        "indices": [1, 1, 0],
+        "indptr": [0, 2, 3],
+        "shape": [2, 2],
+    }
     np.savez(tmp_path / "V.npz", format=b"csr", **parts)
     with pytest.raises(ValueError, match=r"row 0, column 1 .* add up to more than float32 holds"):
         convert(tmp_path / "V.npz", tmp_path / "out.zarr")
