@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from dask_nmf.plans import Plan
     from dask_nmf.rechunking import rechunk
     from dask_nmf.result import Result
+    from dask_nmf.scanning import scan
+    from dask_nmf.scans import Scan
     from dask_nmf.solvers import HALS, MU, LookAhead
     from dask_nmf.stopping import Status
     from dask_nmf.stream import update_H, update_W
@@ -56,6 +58,7 @@ _HOME = {
     "Result": "result",
     "RunStopped": "errors",
     "RunTakenOver": "errors",
+    "Scan": "scans",
     "Status": "stopping",
     "StorageFailed": "errors",
     "SweepRecord": "types",
@@ -65,6 +68,7 @@ _HOME = {
     "oracle": "oracle",
     "plan": "planner",
     "rechunk": "rechunking",
+    "scan": "scanning",
     "transform": "transforming",
     "update_H": "stream",
     "update_W": "stream",
@@ -85,6 +89,7 @@ __all__ = [
     "Result",
     "RunStopped",
     "RunTakenOver",
+    "Scan",
     "Status",
     "StorageFailed",
     "SweepRecord",
@@ -94,6 +99,7 @@ __all__ = [
     "oracle",
     "plan",
     "rechunk",
+    "scan",
     "transform",
     "update_H",
     "update_W",

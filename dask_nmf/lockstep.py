@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
+from dask_nmf.types import DaskArray
 from dask_nmf.watch import Asked, asking, hold_all
 
 T = TypeVar("T")
@@ -58,15 +59,15 @@ class _Turn(Generic[T]):
         self._theirs.acquire()
 
 
-def in_lockstep(calls: Sequence[Callable[[], T]], next_pass: Callable[[], None]) -> list[T]:
+def in_lockstep(calls: Sequence[Callable[[], T]], passing: dict[Any, DaskArray]) -> list[T]:
     """What the calls return.
 
     Parameters
     ----------
     calls : sequence of callables
-        Whatever they compute by way of `watch`, at the same time, is computed at once.
-    next_pass : callable
-        Called after each of these: what they share is then to be made anew.
+        What they compute by way of `watch`, and needs V, is computed at once for all.
+    passing : dict
+        The blocks of V, and of its weights, that they share in a pass; emptied after it.
 
     Raises
     ------
@@ -80,17 +81,26 @@ def in_lockstep(calls: Sequence[Callable[[], T]], next_pass: Callable[[], None])
         while going:
             for turn, answer in zip(going, answers, strict=True):
                 turn.go_on(answer)
+                while turn.asked is not None and not _needs(turn.asked, passing):
+                    turn.go_on(_answered([turn.asked])[0])
                 if turn.error is not None:
                     raise turn.error
             going = [turn for turn in going if turn.asked is not None]
             answers = _answered([turn.asked for turn in going if turn.asked is not None])
-            next_pass()
+            passing.clear()
     except BaseException:
         for turn in going:
             if turn.asked is not None:
                 turn.go_on(Dropped())
         raise
     return [turn.result for turn in turns]  # type: ignore[misc]
+
+
+def _needs(asked: Asked, passing: dict[Any, DaskArray]) -> bool:
+    """Whether V has to be read for it."""
+    names = {V.name for V in passing.values()}
+    graphs = (x.__dask_graph__() for x in (*asked.held, *asked.collections))
+    return any(names & set(getattr(graph, "layers", graph)) for graph in graphs)
 
 
 def _answered(asked: list[Asked]) -> list[Any]:

@@ -1,0 +1,122 @@
+"""What a scan returns: all its results, and what they say about the rank."""
+
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from dask_nmf.evidence import consensus, cophenetic, directions_of, distances, matched, silhouettes
+from dask_nmf.result import Result
+from dask_nmf.types import Array
+
+
+@dataclass(frozen=True)
+class _Alike:
+    """The components of a rank's runs, best run first, and how they go together."""
+
+    components: list[Array]
+    groups: Array
+    apart: Array
+
+
+@dataclass(frozen=True)
+class Scan:
+    """The results of `scan`.
+
+    Attributes
+    ----------
+    results : dict of tuple of Result
+        By rank, in the order of the seeds.
+    """
+
+    results: dict[int, tuple[Result, ...]]
+    _alike: dict[int, _Alike] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        return tuple(self.results)
+
+    def runs(self, rank: int) -> tuple[Result, ...]:
+        """The results of a rank, the one with the lowest loss first."""
+        if rank not in self.results:
+            raise KeyError(f"rank must be one of {list(self.results)}, got {rank!r}")
+        return tuple(sorted(self.results[rank], key=_loss))
+
+    def best(self, rank: int) -> Result:
+        """The result with the lowest loss."""
+        return self.runs(rank)[0]
+
+    def stability(self, rank: int) -> Array:
+        """Of each component of the best run, how alike it is in all others: 1, the same.
+
+        Raises
+        ------
+        ValueError
+            If there is one run only.
+        """
+        alike = self._of(rank)
+        found = silhouettes(alike.apart, alike.groups)
+        return np.asarray(found[alike.groups[0]])
+
+    def consensus(self, rank: int, most: float = 0.5) -> Array:
+        """H (k, n) of the median components, each of norm 1; `transform` finds W for it.
+
+        most : mean cosine distance to its nearest neighbours above which a component is left out.
+        """
+        alike = self._of(rank)
+        return consensus(alike.components, alike.groups, alike.apart, most)
+
+    def table(self) -> list[dict[str, Any]]:
+        """A row for each rank: losses, stability, and what it cost. ``pandas.DataFrame`` takes it.
+
+        error, error_median, error_worst : of the runs. held_out : the least, of hidden entries.
+        stability, stability_least : mean and least silhouette of the components' groups.
+        cophenetic : see `evidence.cophenetic`. converged : runs that did. passes : of the longest.
+        """
+        return [self._row(rank) for rank in self.results]
+
+    def _row(self, rank: int) -> dict[str, Any]:
+        runs = self.runs(rank)
+        errors = [result.error for result in runs]
+        hidden = [x for result in runs if (x := result.history[-1].held_out) is not None]
+        row: dict[str, Any] = {
+            "rank": rank,
+            "runs": len(runs),
+            "error": min(errors),
+            "error_median": median(errors),
+            "error_worst": max(errors),
+            "held_out": min(hidden) if hidden else None,
+        }
+        if len(runs) > 1:
+            found = self.stability(rank)
+            row |= {"stability": float(found.mean()), "stability_least": float(found.min())}
+            row["cophenetic"] = cophenetic([np.asarray(result.H) for result in runs])
+        row["converged"] = sum(result.status.converged for result in runs)
+        row["passes"] = max(result.history[-1].passes for result in runs)
+        return row
+
+    def _of(self, rank: int) -> _Alike:
+        runs = self.runs(rank)
+        if len(runs) < 2:
+            raise ValueError("stability needs restarts >= 2: one run has nothing to compare with")
+        if rank not in self._alike:
+            components = [directions_of(np.asarray(result.H)) for result in runs]
+            self._alike[rank] = _Alike(components, matched(components), distances(components))
+        return self._alike[rank]
+
+    def __repr__(self) -> str:
+        lines = [f"<Scan of ranks {', '.join(map(str, self.results))}>"]
+        for row in self.table():
+            cells = (f"{name} {_told(value)}" for name, value in row.items() if value is not None)
+            lines.append("  " + ", ".join(cells))
+        return "\n".join(lines)
+
+
+def _loss(result: Result) -> float:
+    last = result.history[-1]
+    return last.error if last.objective is None else last.objective
+
+
+def _told(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

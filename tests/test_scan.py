@@ -1,0 +1,169 @@
+"""A scan is its runs, to the bit, from one read of V per sweep."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import pytest
+import scipy.sparse
+import zarr
+
+import dask_nmf
+from dask_nmf import checkpoint, scanning
+from tests.conftest import counted, low_rank
+from tests.resuming import Killed, assert_same
+
+DATA = low_rank(700, 60, 5, noise=0.5)
+FEW: dict[str, Any] = {"tol": 0, "max_passes": 6, "block_rows": 70}
+
+
+def _alone(V: Any, scan: dask_nmf.Scan, seeds: range, **options: Any) -> None:
+    for rank, results in scan.results.items():
+        for seed, found in zip(seeds, results, strict=True):
+            assert_same(found, dask_nmf.factorize(V, rank, seed=seed, **options))
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"solver": "auto"},
+        {"solver": "hals", "init": "nndsvda"},
+        {"solver": "mu", "alpha_W": 0.01},
+        {"loss": "kullback-leibler"},
+        {"sum_to_one": True},
+    ],
+    ids=["auto", "hals", "mu", "kl", "closed"],
+)
+def test_two_ranks_and_three_restarts_are_six_runs(
+    tmp_path: Path, scheduler: str, told: dict[str, Any]
+) -> None:
+    V = zarr.create_array(tmp_path / "V.zarr", data=DATA, chunks=(70, 60))
+    options: dict[str, Any] = FEW | told
+    found = dask_nmf.scan(V, (2, 4), restarts=3, seed=5, **options)
+    assert found.ranks == (2, 4), scheduler
+    _alone(V, found, range(5, 8), **options)
+
+
+@pytest.mark.parametrize("solver", ["hals", "auto"])
+@pytest.mark.parametrize("out", [False, True])
+def test_one_read_per_pass(tmp_path: Path, solver: str, out: bool) -> None:
+    V, store = counted(tmp_path / "V.zarr", DATA, (70, 60))
+    place = tmp_path / "out.zarr" if out else None
+    found = dask_nmf.scan(V, (2, 3, 4), restarts=3, out=place, solver=solver, **FEW)
+    assert set(store.reads().values()) == {max(row["passes"] for row in found.table())} == {6}
+
+
+def test_who_has_converged_leaves(tmp_path: Path) -> None:
+    V, store = counted(tmp_path / "V.zarr", DATA, (70, 60))
+    options: dict[str, Any] = {"max_passes": 60, "solver": "hals", "tol": 0.05, "block_rows": 70}
+    found = dask_nmf.scan(V, (1, 5), restarts=2, **options)
+    passes = [r.history[-1].passes for results in found.results.values() for r in results]
+    assert min(passes) < max(passes)
+    assert set(store.reads().values()) == {max(passes)}
+    _alone(V, found, range(2), **options)
+
+
+@pytest.mark.parametrize("kind", ["numpy", "dask", "sparse", "weights", "columns"])
+def test_any_V(tmp_path: Path, kind: str) -> None:
+    options: dict[str, Any] = {"tol": 0, "max_passes": 5}
+    V: Any = DATA
+    if kind == "dask":
+        V = da.from_array(DATA, chunks=(90, 30))
+    if kind == "sparse":
+        V = scipy.sparse.csr_array(np.where(np.median(DATA) < DATA, DATA, 0))
+    if kind == "weights":
+        options["weights"] = np.random.default_rng(0).random(DATA.shape) < 0.8
+    if kind == "columns":
+        V = zarr.create_array(tmp_path / "V.zarr", data=DATA.T.copy(), chunks=(60, 70))
+    found = dask_nmf.scan(V, (2, 3), restarts=2, **options)
+    _alone(V, found, range(2), **options)
+    if kind == "weights":
+        assert all(row["held_out"] > 0 for row in found.table())
+
+
+def test_killed_and_resumed_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    V, store = counted(tmp_path / "V.zarr", DATA, (70, 60))
+    call: dict[str, Any] = {"restarts": 2, "solver": "hals", "checkpoint_every": 1} | FEW
+    expected = dask_nmf.scan(V, (2, 4), **call)
+    original, calls = checkpoint.Run.save, [0]
+
+    def save(*args: Any, **kwargs: Any) -> Any:
+        calls[0] += 1
+        if calls[0] in (7, 12):
+            raise Killed
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(checkpoint.Run, "save", save)
+    for _ in range(2):
+        with pytest.raises(Killed):
+            dask_nmf.scan(V, (2, 4), out=tmp_path / "out.zarr", **call)
+    found = dask_nmf.scan(V, (2, 4), out=tmp_path / "out.zarr", **call)
+    for rank in (2, 4):
+        for one, other in zip(found.results[rank], expected.results[rank], strict=True):
+            assert_same(one, other)
+    store.reset()
+    again = dask_nmf.scan(V, (2, 4), out=tmp_path / "out.zarr", **call)
+    assert not store.reads()
+    assert again.table() == found.table()
+    assert sorted(os.listdir(tmp_path / "out.zarr")) == ["rank-002", "rank-004"]
+
+
+def test_streams_within_the_memory(tmp_path: Path) -> None:
+    V = zarr.create_array(tmp_path / "V.zarr", data=low_rank(300, 2_000, 3), chunks=(50, 2_000))
+    plans = {k: dask_nmf.plan(V, k, out="out") for k in (2, 20)}
+    calls = [(k, s) for k in plans for s in range(10)]
+    most = scanning.peak_bytes(calls, plans)
+    assert scanning._streams(calls, plans, most) == [calls]
+    several = scanning._streams(calls, plans, most - 2**20)
+    assert len(several) > 1
+    assert [call for stream in several for call in stream] == calls
+    for stream in several:
+        assert scanning.peak_bytes(stream, plans) <= most - 2**20
+
+
+def test_what_it_says() -> None:
+    random = np.random.default_rng(0)
+    V = random.gamma(0.3, 1, (300, 3)) @ random.gamma(0.3, 1, (3, 40)) + 0.01
+    found = dask_nmf.scan(V, range(2, 6), restarts=5, max_passes=30)
+    table = {row["rank"]: row for row in found.table()}
+    assert table[3]["stability"] > 0.95 > table[5]["stability"]
+    assert table[3]["error"] < 0.1 * table[2]["error"]
+    assert found.best(4).error == table[4]["error"]
+    assert found.stability(3).shape == (3,)
+    H = found.consensus(3)
+    W = dask_nmf.transform(V, H).compute()
+    assert np.linalg.norm(V - W @ H) <= 1.5 * found.best(3).error * np.linalg.norm(V) + 1e-6
+    assert "rank 3" in repr(found)
+    one = dask_nmf.scan(V, 3, restarts=1, max_passes=5, tol=0)
+    assert "stability" not in one.table()[0]
+    with pytest.raises(ValueError, match="restarts >= 2"):
+        one.stability(3)
+    with pytest.raises(KeyError, match="rank must be one of"):
+        one.best(7)
+
+
+@pytest.mark.parametrize(
+    ("told", "kind", "text"),
+    [
+        ({"ranks": "23"}, TypeError, "ranks must be ints"),
+        ({"ranks": []}, ValueError, "at least one rank"),
+        ({"ranks": (2, 2)}, ValueError, "all be different"),
+        ({"ranks": (0, 2)}, ValueError, "ranks must be at least 1"),
+        ({"restarts": 0}, ValueError, "restarts must be at least 1"),
+        ({"callback": print}, TypeError, "scan does not take callback"),
+        ({"solver": "cd"}, ValueError, "solver must be one of"),
+        ({"nonsense": 1}, TypeError, "nonsense"),
+    ],
+)
+def test_refused(told: dict[str, Any], kind: type[Exception], text: str) -> None:
+    with pytest.raises(kind, match=text):
+        dask_nmf.scan(DATA, **{"ranks": (2, 3), "restarts": 2, **told})
+
+
+def test_a_failure_is_told_and_what_was_committed_stays(tmp_path: Path) -> None:
+    bad = DATA.copy()
+    bad[500, 3] = np.nan
+    with pytest.raises(ValueError, match="row 500, column 3"):
+        dask_nmf.scan(bad, (2, 3), restarts=2, out=tmp_path / "out.zarr", **FEW)
