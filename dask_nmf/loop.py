@@ -175,7 +175,8 @@ def _report(state: State, callback: Callback | None) -> bool:
         format_time(seconds),
     )
     try:
-        return callback is not None and callback(now) is True
+        answer = callback(now) if callback is not None else None
+        return isinstance(answer, (bool, np.bool_)) and bool(answer)
     except Exception as error:
         raise _FromCallback from error
 
