@@ -175,8 +175,7 @@ def _report(state: State, callback: Callback | None) -> bool:
         format_time(seconds),
     )
     try:
-        answer = callback(now) if callback is not None else None
-        return isinstance(answer, (bool, np.bool_)) and bool(answer)
+        return callback is not None and callback(now) is True
     except Exception as error:
         raise _FromCallback from error
 
