@@ -95,9 +95,11 @@ def _other_chunks(plan: Plan, geometry: Geometry, matrix: Matrix) -> Iterator[st
         and plan.decoded_bytes > at_once * 2**22
         and geometry.n * geometry.itemsize < 2**24
     ):
+        rows = plan.shape[0] // at_once // inner[0] * inner[0]
+        how = f"pass block_rows={rows}" if rows else "rechunk it to rows (dask-nmf rechunk)"
         yield (
-            f"V can only be had in {plan.blocks} block(s), too few for {at_once} threads: rechunk "
-            f"it to rows (dask-nmf rechunk): up to {at_once / plan.blocks:.0f} times faster"
+            f"V is had in {plan.blocks} block(s), too few for {at_once} threads: {how}: up to "
+            f"{at_once / plan.blocks:.0f} times faster"
         )
 
 

@@ -184,6 +184,7 @@ class Run:
         return replace(state, W=lazy(target.array), generation=name)
 
     def _written(self, state: State) -> tuple[str, Any]:
+        self.check_owner()  # better known before W is written
         number, rows = len(state.history), max(state.W.chunks[0])
         name, target = self.new_W(number, state.W.shape, rows, state.W.dtype)
         compute(da.store(state.W, target, lock=False, compute=False))

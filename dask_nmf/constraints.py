@@ -9,9 +9,10 @@ import numpy as np
 from dask_nmf.blocks import Grid
 from dask_nmf.io import open_matrix
 from dask_nmf.losses import Frobenius, Loss
+from dask_nmf.matrix import Matrix
 from dask_nmf.simplex import closed
 from dask_nmf.terms import Terms
-from dask_nmf.types import Array, DaskArray
+from dask_nmf.types import Array, DaskArray, working_dtype
 from dask_nmf.watch import compute
 
 
@@ -74,13 +75,13 @@ def check_closed(sum_to_one: Any, loss: Loss) -> None:
         raise TypeError(f"sum_to_one must be True or False, got {sum_to_one!r}")
     if sum_to_one and not isinstance(loss, Frobenius):
         raise ValueError(
-            "sum_to_one=True is for loss='frobenius' without weights or missing entries, got "
-            f"{loss!r}"
+            "sum_to_one=True is for loss='frobenius' without weights or missing entries: drop it, "
+            "or those"
         )
 
 
 def make_constraints(
-    fixed_H: Any, sum_to_one: Any, shape: tuple[int, int], rank: int, loss: Loss
+    fixed_H: Any, sum_to_one: Any, V: Matrix, rank: int, loss: Loss
 ) -> Constraints:
     """The constraints, checked; the rows of H are read.
 
@@ -94,16 +95,26 @@ def make_constraints(
     if isinstance(fixed_H, (list, tuple)):
         fixed_H = np.asarray(fixed_H)
     found = open_matrix(fixed_H, name="fixed_H")
-    if found.sparse or found.shape[1] != shape[1] or not 1 <= found.shape[0] <= rank:
+    n = V.shape[1]
+    if found.sparse or found.shape[1] != n or not 1 <= found.shape[0] <= rank:
         raise ValueError(
-            f"fixed_H must be the first 1 to {rank} rows of H, dense, with V's {shape[1]} columns; "
-            f"got {'a sparse one of ' if found.sparse else ''}shape {found.shape}"
+            f"fixed_H must be the first 1 to {rank} rows of H (rank {rank}), dense, with V's {n} "
+            f"columns; got {'a sparse one of ' if found.sparse else ''}shape {found.shape}"
         )
-    (rows,) = compute(found.blocks(Grid((found.shape[0],), (shape[1],))))
+    (rows,) = compute(found.blocks(Grid((found.shape[0],), (n,))))
     rows = np.array(rows, dtype=np.float64)
     if not rows.any(axis=1).all():
         row = int(np.flatnonzero(~rows.any(axis=1))[0])
         raise ValueError(
             f"fixed_H: its row {row} is all zeros, which explains nothing: leave it out"
+        )
+    info = np.finfo(working_dtype(V.dtype))
+    low, high = float(info.tiny) ** 0.5, float(info.max) ** 0.5
+    largest = rows.max(axis=1)
+    if not ((largest > low) & (np.linalg.norm(rows / high, axis=1) < 1)).all():
+        raise ValueError(
+            f"fixed_H: its rows have largest entries from {largest.min():.3g} to "
+            f"{largest.max():.3g}; products in {info.dtype} need them above {low:.1g}, and norms "
+            f"below {high:.1g}: multiply V and fixed_H by constants"
         )
     return Constraints(rank, rows, bool(sum_to_one))

@@ -12,6 +12,8 @@ update is a quotient of.
 """
 
 from dataclasses import dataclass
+from numbers import Real
+from typing import Any
 
 import numpy as np
 from scipy.special import xlogy
@@ -31,6 +33,11 @@ class Beta:
     """
 
     beta: float
+
+    def __post_init__(self) -> None:
+        beta: Any = self.beta
+        if isinstance(beta, bool) or not isinstance(beta, Real) or not np.isfinite(float(beta)):
+            raise ValueError(f"beta must be a finite number, got {self.beta!r}")
 
     @property
     def exponent(self) -> float:

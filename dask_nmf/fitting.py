@@ -123,7 +123,8 @@ def make_plan(
         used, grid = _within(found, memory, options.block_rows, scheduler.flexible)
     else:
         used = _holding(grid, found, memory, scheduler.flexible)
-    used = _with_W_at_hand(used, grid, memory)
+    if scheduler.name in ("threads", "synchronous"):  # workers may be lost with it
+        used = _with_W_at_hand(used, grid, memory)
     side = used.T if grid.transposed else used
     rows, columns = grid.heights[0], grid.widths[0]
     parts = side.parts(rows, columns)
@@ -231,9 +232,9 @@ def _holding(grid: Grid, found: Geometry, memory: int | None, flexible: bool) ->
 def _with_W_at_hand(used: Geometry, grid: Grid, memory: int | None) -> Geometry:
     """With W in memory between passes, and in the store at commits only, where that has room.
 
-    Not on a cluster, whose workers may be lost with it. The blocks do not depend on it.
+    The blocks do not depend on it.
     """
-    if not (used.W_on_disk and used.local and memory):
+    if not (used.W_on_disk and memory):
         return used
     at_hand = replace(used, W_on_disk=False)
     side = at_hand.T if grid.transposed else at_hand

@@ -41,6 +41,9 @@ MODEL_ROWS, MODEL_ROWS_PER_COMPONENT = 8192, 256
 SPARSE_SLAB = 2**19
 """Non-zeros of a slab of sparse rows: for W @ H there, and for a dense (k, n) share of the sums."""
 
+SPARSE_ROWS = 2**13
+"""Of such a slab for W, at most."""
+
 START_ROWS, START_ROWS_PER_COMPONENT, START_BYTES = 1024, 50, 2**25
 """Of V, for the start of a divergence: the more of the two, as far as dense rows take no more."""
 
@@ -173,12 +176,9 @@ class Geometry:
 
     def _slabs(self, columns: int) -> int:
         """Bytes of one visit beyond the factors: arrays of a slab, and of pairs of components."""
-        per_row, slab = columns, SLAB
-        entries = 12 * max(SLAB, columns)
+        rows, entries = max(1, SLAB // columns), 12 * max(SLAB, columns)
         if self.entries is not None and not self.weight_bytes:
-            per_row, slab = max(1, self.nnz // self.m), SPARSE_SLAB
-            entries = 8 * max(SPARSE_SLAB, per_row)
-        rows = max(1, slab // per_row)
+            rows, entries = SPARSE_ROWS, 8 * max(SPARSE_SLAB, self.nnz // self.m)
         if not self.pairs:
             return 8 * entries
         of_pairs = 3 * (rows + columns) * self.pairs + 2**21

@@ -43,6 +43,11 @@ def open_weighted(V: Any, missing: Missing, weights: Any) -> Matrix:
     if tuple(getattr(weights, "shape", matrix.shape)) != matrix.shape:
         raise ValueError(f"weights must have V's shape {matrix.shape}, got {weights.shape}")
     found = open_matrix(weights, name="weights")
+    if found.sparse:
+        raise TypeError(
+            "weights must be a dense array, got a sparse one: pass weights.toarray(), or a dask or "
+            "zarr array"
+        )
     if found.shape != matrix.shape:
         raise ValueError(f"weights must have V's shape {matrix.shape}, got {found.shape}")
     return replace(matrix, weights=found)

@@ -223,7 +223,7 @@ def prepare(
     matrix = open_weighted(V, missing, weights)
     if matrix.partial and isinstance(loss, Frobenius):
         loss = Beta(2.0)
-    constraints = make_constraints(fixed_H, sum_to_one, matrix.shape, options.rank, loss)
+    constraints = make_constraints(fixed_H, sum_to_one, matrix, options.rank, loss)
     choices = solvers_for(loss, asked, constraints)
     if matrix.partial and start.width(options.rank):
         raise ValueError(
@@ -232,8 +232,12 @@ def prepare(
         )
     terms = scaled(matrix.shape, options.alpha_W, options.alpha_H, options.l1_ratio)
     terms = constraints.within(terms)
-    if terms and not isinstance(asked, (HALS, MU, LookAhead, Newton)):
-        raise ValueError(f"alpha_W and alpha_H must be 0 with a solver of your own, {asked!r}")
+    bound = terms or constraints.sum_to_one or (constraints.fixed and not constraints.complete)
+    if bound and not isinstance(asked, (HALS, MU, LookAhead, Newton)):
+        raise ValueError(
+            f"a solver of your own, {asked!r}, knows nothing of alpha_W, alpha_H, fixed_H and "
+            "sum_to_one: take one of ours, or leave them out"
+        )
     start.check(matrix.shape, options.rank)
     scheduler = active_scheduler()
     check_reachable("V", getattr(matrix.source, "store", None), scheduler.remote)

@@ -4,10 +4,26 @@ from dataclasses import dataclass
 from typing import Any
 
 import dask.array as da
+import numpy as np
 
 from dask_nmf.plans import Plan
 from dask_nmf.stopping import Status
 from dask_nmf.types import AnyArray, DaskArray, SweepRecord
+
+
+def _selection(name: str, index: Any, size: int) -> Any:
+    """What dask takes, or an error that names the argument."""
+    if isinstance(index, slice):
+        return index
+    found = np.asarray(index)
+    kind, longest = found.dtype.kind, found.ndim <= 1
+    good = longest and (kind in "iu" or (kind == "b" and found.shape == (size,)) or not found.size)
+    if not good or (kind in "iu" and found.size and not -size <= found.min() <= found.max() < size):
+        raise IndexError(
+            f"{name} must be a slice, ints from {-size} to {size - 1}, or {size} bools, got "
+            f"{index!r}"
+        )
+    return np.atleast_1d(found if found.size else found.astype(int))
 
 
 @dataclass(frozen=True)
@@ -59,9 +75,17 @@ class Result:
         Parameters
         ----------
         rows, columns : slice, or array of int or bool
+            An int takes one row or column, as a slice of that does.
         block_bytes : int
             About so large are its blocks.
+
+        Raises
+        ------
+        IndexError
+            If they are not of V's shape.
         """
+        rows = _selection("rows", rows, self.W.shape[0])
+        columns = _selection("columns", columns, self.H.shape[1])
         W, H = self.W[rows], self.H[:, columns]
         if not isinstance(H, da.Array):
             height = max(1, max(W.chunks[0], default=1))

@@ -51,6 +51,10 @@ def insist(call: Callable[[], T], what: object) -> T:
     for tries, pause in enumerate((*_PAUSES, None), start=1):
         try:
             return call()
+        except ImportError as error:
+            raise ImportError(
+                f"{what}: {error}; object stores come with pip install 'dask_nmf[s3]'"
+            ) from error
         except Exception as error:
             if type(error).__name__ in _DENIED or _is_bare(error):
                 raise PermissionError(

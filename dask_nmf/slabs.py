@@ -10,7 +10,7 @@ from scipy.sparse import csr_array, issparse
 
 from dask_nmf.boxes import as_dense
 from dask_nmf.divergences import Beta
-from dask_nmf.geometry import SLAB, SPARSE_SLAB
+from dask_nmf.geometry import SLAB, SPARSE_ROWS, SPARSE_SLAB
 from dask_nmf.newton import pair_count, pair_products
 from dask_nmf.types import Array
 
@@ -122,7 +122,9 @@ def slabs(
     m, n = V_b.shape
     sparse = issparse(V_b) and loss.linear and weights is None
     per_row = max(1, V_b.nnz // m if sparse else n)
-    step = rows or max(1, (SPARSE_SLAB if sparse else SLAB) // per_row)
+    step = rows or max(1, SLAB // per_row)
+    if sparse and not rows:  # thin rows have pairs of components all the same
+        step = min(max(1, SPARSE_SLAB // per_row), SPARSE_ROWS)
     for start in range(0, m, step):
         part = slice(start, start + step)
         V_s = V_b[part]

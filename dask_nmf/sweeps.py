@@ -13,6 +13,7 @@ from dask_nmf.matrix import Matrix
 from dask_nmf.model import directions, first_trust, look_ahead, look_from_start, sample_rows
 from dask_nmf.newton import Newton
 from dask_nmf.planner import Job
+from dask_nmf.simplex import closed
 from dask_nmf.solvers import LookAhead, Solver, half_step
 from dask_nmf.stream import first_pass, products, squared_residual, sweep
 from dask_nmf.terms import Term, Terms
@@ -151,7 +152,8 @@ def _next_point(state: State, solver: Solver, sums: Sums, terms: Terms) -> tuple
         leap = look_ahead(ahead.sketch, ahead.seen, state.H, sums, ahead.trust.steps, terms)
         state = _moved(state, ahead.sketch, *leap)
     elif ahead is not None and ahead.H_before is not None:
-        return state.W, extrapolate(state.H, ahead.H_before, ahead.trust.momentum)
+        H = extrapolate(state.H, ahead.H_before, ahead.trust.momentum)
+        return state.W, closed(H.T).T.astype(H.dtype) if terms.H.closed else H
     return state.W, state.H
 
 

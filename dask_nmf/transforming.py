@@ -8,6 +8,7 @@ import numpy as np
 
 from dask_nmf.blas import single_threaded
 from dask_nmf.blocks import Grid, block_height, even
+from dask_nmf.boxes import as_dense
 from dask_nmf.constraints import check_closed
 from dask_nmf.csr import CSR
 from dask_nmf.divergences import Beta
@@ -81,6 +82,10 @@ def transform(
     check_alpha(alpha_W, "same", l1_ratio)
     matrix = open_weighted(V, missing, weights)
     term = replace(scaled(matrix.shape, alpha_W, 0.0, l1_ratio).W, closed=bool(sum_to_one))
+    if not isinstance(H, (np.ndarray, list, tuple)):
+        raise TypeError(
+            f"H must be an array (k, {matrix.shape[1]}), such as result.H, got {type(H).__name__}"
+        )
     H = np.asarray(H)
     if H.ndim != 2 or H.shape[1] != matrix.shape[1] or H.dtype.kind not in "fiub":
         raise ValueError(
@@ -135,5 +140,11 @@ def _solve_block(
         numer = np.asarray(V_b @ H.T, dtype=np.float64)
         return half_step(Settled(), np.ones_like(numer), numer, H @ H.T, term).astype(dtype)
     solver = Newton() if loss.convex else MU()
+    seen = V_b if M_b is None else np.where(M_b > 0, as_dense(V_b), 1)
+    if loss.beta <= 0 and not (seen.min() > 0):
+        raise ValueError(
+            f"V contains zeros, of which loss={loss.beta:g} makes infinitely much (beta <= 0): add "
+            "a small value to V, or take a positive beta such as 'kullback-leibler'"
+        )
     problem = Problem(loss, solver, replace(Terms(), W=term), 0.0)
     return solve_rows(V_b, M_b, H, problem).astype(dtype)

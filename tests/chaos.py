@@ -93,14 +93,13 @@ class Trial:
         slow = random.choice([0.0, 0.01, 0.02, 0.03])
         kept = random.random() < 0.2
         rank = random.randint(2, 6)
-        asked = ask(random, options, data, rank, self.V) if random.random() < 0.4 else False
-        V: Any = self.V
-        if asked == "sparse":
+        V, asked = self.V, ""
+        if random.random() < 0.4:
+            asked = ask(random, options, data, rank, V)
+        if asked and (asked == "sparse" or len(grid.widths) > 1):  # no columns, and no tiles
             grid = Grid(even(shape[0], shape[0] // 8), (shape[1],))
-        else:
-            zarr.create_array(self.V, data=data, chunks=chunk, compressors=[Crc32cCodec()])
-        if asked and len(grid.widths) > 1:  # no tiles
-            grid = Grid(grid.heights, (shape[1],))
+        if asked != "sparse":
+            zarr.create_array(V, data=data, chunks=chunk, compressors=[Crc32cCodec()])
         if slow and asked != "sparse":
             V = zarr.open_array(SlowStore(LocalStore(self.V), slow), mode="r")
         return Call(V, rank, grid, options, None, kept), random.randint(1, 3)

@@ -1,5 +1,6 @@
 """Known rows of H, and rows of W that sum to one: the oracle's sweeps, and the optimum's laws."""
 
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 import dask_nmf
-from dask_nmf import HALS, MU, Newton, oracle
+from dask_nmf import HALS, MU, Newton, oracle, stream
 from dask_nmf.simplex import on_simplex
 from tests.conftest import Array, low_rank
 from tests.resuming import FEW, assert_same, killing, until_done
@@ -231,3 +232,47 @@ def test_known_rows_come_from_a_result(tmp_path: Path) -> None:
 def test_refused(told: dict[str, Any], kind: type[Exception], text: str) -> None:
     with pytest.raises(kind, match=text):
         dask_nmf.factorize(np.ones((10, 8)), 3, **told)
+
+
+def test_what_is_asked_of_solvers_of_your_own() -> None:
+    @dataclass(frozen=True)
+    class Own:
+        inner: int = 1
+
+        def improve(self, F: Array, numer: Array, gram: Array) -> Array:
+            return MU().improve(F, numer, gram)
+
+    for told in ({"fixed_H": np.ones((1, 8))}, {"sum_to_one": True}, {"alpha_W": 0.1}):
+        options: dict[str, Any] = told
+        with pytest.raises(ValueError, match=r"a solver of your own.* knows nothing of .*fixed_H"):
+            dask_nmf.factorize(np.ones((10, 8)), 3, solver=Own(), **options)
+    H = np.random.default_rng(0).random((3, 8))
+    assert dask_nmf.factorize(np.ones((10, 8)), 3, solver=Own(), fixed_H=H).status.converged
+
+
+@pytest.mark.parametrize("scale", [1e39, 1e-40, 1e-50])
+def test_known_rows_out_of_the_range_of_V(scale: float) -> None:
+    V = low_rank(40, 8, 2).astype(np.float32)
+    with pytest.raises(ValueError, match="fixed_H: its rows have largest entries from .*float32"):
+        dask_nmf.factorize(V, 2, fixed_H=np.ones((1, 8)) * scale)
+
+
+def test_extrapolated_columns_sum_to_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the transpose: where the pass is made, too."""
+    random = np.random.default_rng(0)
+    H = random.gamma(0.5, 1, (5, 3000))
+    data = random.dirichlet(np.ones(5), 100) @ H + 0.02 * random.random((100, 3000))
+    V = zarr.create_array(tmp_path / "V.zarr", data=data, chunks=(100, 300))
+    made_at: list[Array] = []
+    original = stream.sweep
+
+    def sweep(V: Any, W: Any, at: Array, *args: Any, **kwargs: Any) -> Any:
+        made_at.append(at)
+        return original(V, W, at, *args, **kwargs)
+
+    monkeypatch.setattr("dask_nmf.sweeps.sweep", sweep)
+    result = dask_nmf.factorize(V, 5, sum_to_one=True, fixed_H=H[:2], max_passes=20, tol=0)
+    assert result.plan is not None
+    assert result.plan.transposed
+    for at in made_at:
+        np.testing.assert_allclose(at.sum(axis=0), 1, rtol=1e-12)

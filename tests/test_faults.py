@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import dask
+import numpy as np
 import pytest
 import zarr
 from distributed import Client
@@ -339,3 +340,14 @@ def test_a_failed_run_leaves_others_alone(processes: Processes, V: Path, tmp_pat
         assert "chunk 'c/9/0' is not in" in outcome.text
         wait_until(lambda: tasks(other) == before, 5, "nothing left")
         assert other.gather(theirs) == [1, 2, 32]
+
+
+def test_W_is_not_at_hand_on_a_cluster_in_this_process(tmp_path: Path) -> None:
+    """Larger than what comes here with each pass, it would be held by workers that may be lost."""
+    V = np.random.default_rng(0).random((150_000, 10))
+    told: dict[str, Any] = {"max_passes": 4, "solver": "hals", "tol": 0}
+    with Client(processes=False, n_workers=1, threads_per_worker=2, dashboard_address=":0"):
+        found = dask_nmf.factorize(V, 8, out=tmp_path / "out.zarr", **told)
+    assert found.plan is not None
+    assert found.plan.large_factor == "out"
+    assert len(found.history) == 3

@@ -13,7 +13,7 @@ from scipy.optimize import minimize, nnls
 
 import dask_nmf
 from dask_nmf import oracle
-from tests.conftest import Array
+from tests.conftest import Array, low_rank
 
 
 def _data(seed: int = 0) -> tuple[Array, Array]:
@@ -126,3 +126,35 @@ def test_a_path_is_penalized_as_its_array(tmp_path: Any) -> None:
     told: dict[str, Any] = {"alpha_W": 0.1, "l1_ratio": 1.0}
     wanted = dask_nmf.transform(V, H, **told).compute()
     np.testing.assert_allclose(dask_nmf.transform(tmp_path / "V", H, **told).compute(), wanted)
+
+
+def test_reconstruct_of_single_entries() -> None:
+    result = dask_nmf.factorize(low_rank(40, 20, 3), 3, max_passes=4, tol=0)
+    whole = np.asarray(result.W) @ result.H
+    np.testing.assert_allclose(result.reconstruct(5, 3).compute(), whole[5:6, 3:4])
+    np.testing.assert_allclose(result.reconstruct(-1, [0, 4]).compute(), whole[-1:, [0, 4]])
+    for rows in (40, [-41], "a", 1.5, np.ones(39, bool), [[1]]):
+        with pytest.raises(IndexError, match="rows must be a slice, ints from -40 to 39"):
+            result.reconstruct(rows)
+
+
+def test_transform_refuses_zeros_and_names() -> None:
+    V, H = np.eye(6), np.ones((2, 6))
+    with pytest.raises(ValueError, match="V contains zeros, of which loss=0 makes infinitely much"):
+        dask_nmf.transform(V, H, loss="itakura-saito").compute()
+    seen = dask_nmf.transform(V, H, loss="itakura-saito", weights=V > 0).compute()
+    assert np.isfinite(seen).all()
+    with pytest.raises(TypeError, match="H must be an array .*result.H, got str"):
+        dask_nmf.transform(V, "factors.zarr/H")
+
+
+@pytest.mark.parametrize("beta", ["kl", None, float("nan"), True])
+def test_a_beta_is_a_number(beta: Any) -> None:
+    with pytest.raises(ValueError, match="beta must be a finite number"):
+        dask_nmf.Beta(beta)
+
+
+def test_sparse_weights_are_refused() -> None:
+    V = low_rank(10, 8, 2)
+    with pytest.raises(TypeError, match="weights must be a dense array, got a sparse one"):
+        dask_nmf.factorize(V, 2, weights=scipy.sparse.csr_array(V))
