@@ -16,7 +16,7 @@ from itertools import islice
 from typing import Any
 
 import dask
-from dask.base import get_scheduler
+from dask.base import get_scheduler, tokenize
 from dask.callbacks import Callback as TaskCallback
 
 from dask_nmf.errors import ClusterLost, PoisonBlock
@@ -80,9 +80,14 @@ def _one(asked: Asked) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
 
 
 def hold_all(asked: Sequence[Asked]) -> list[tuple[tuple[Any, ...], tuple[Any, ...]]]:
-    """What is held and what came back of each, from one graph."""
+    """What is held and what came back of each, from one graph.
+
+    What several have asked for is sent once: distributed mixes up what has the same key.
+    """
     held = [x for one in asked for x in one.held]
-    collections = [x for one in asked for x in one.collections]
+    wanted = [x for one in asked for x in one.collections]
+    place = {key: i for i, key in enumerate(dict.fromkeys(map(tokenize, wanted)))}
+    collections = list({tokenize(x): x for x in wanted}.values())
     client = active_client()
     if client is None:
         with _told_when_stuck():
@@ -100,7 +105,7 @@ def hold_all(asked: Sequence[Asked]) -> list[tuple[tuple[Any, ...], tuple[Any, .
                 futures = client.compute(collections)
             ours += futures
             results = _results(client, futures)
-    kept, found = iter(held), iter(results)
+    kept, found = iter(held), iter([results[place[tokenize(x)]] for x in wanted])
     return [
         (tuple(islice(kept, len(one.held))), tuple(islice(found, len(one.collections))))
         for one in asked
