@@ -62,10 +62,6 @@ def _fit(arguments: argparse.Namespace) -> int:
     options = {name: getattr(arguments, name) for name in (*names, *more, *constraints)}
     options |= {"loss": _number_or_name(arguments.loss)}
     options |= {"alpha_H": _number_or_name(arguments.alpha_H)}
-    solver: Any = arguments.solver
-    if arguments.inner is not None:
-        kinds: dict[str, Any] = {"mu": MU, "newton": Newton}
-        solver = kinds.get(solver, HALS)(arguments.inner)
     with (
         _scheduler(arguments.scheduler),
         warnings.catch_warnings(),
@@ -79,7 +75,12 @@ def _fit(arguments: argparse.Namespace) -> int:
             bar.set_postfix_str(f"error {record.error:.6g}")
 
         result = factorize(
-            arguments.V, arguments.rank, out=arguments.out, solver=solver, callback=show, **options
+            arguments.V,
+            arguments.rank,
+            out=arguments.out,
+            solver=_solver(arguments),
+            callback=show,
+            **options,
         )
     print(json.dumps(result.summary(), indent=2))
     if arguments.require_convergence and not result.status.converged:
@@ -87,14 +88,24 @@ def _fit(arguments: argparse.Namespace) -> int:
     return DONE
 
 
+def _solver(arguments: argparse.Namespace) -> Any:
+    if arguments.inner is None:
+        return arguments.solver
+    kinds: dict[str, Any] = {"mu": MU, "newton": Newton}
+    return kinds.get(arguments.solver, HALS)(arguments.inner)
+
+
 def _plan(arguments: argparse.Namespace) -> int:
-    names = ("init", "weights", "max_passes", "memory", "block_rows", "missing", "probe")
+    names = ("init", "weights", "max_passes", "memory", "block_rows", "missing", "fixed_H")
     with _scheduler(arguments.scheduler):
         found = plan(
             arguments.V,
             arguments.rank,
             out=None if arguments.no_out else "out",
             loss=_number_or_name(arguments.loss),
+            solver=_solver(arguments),
+            sum_to_one=arguments.sum_to_one,
+            probe=arguments.probe,
             **{name: getattr(arguments, name) for name in names},
         )
     print(json.dumps(found.to_json(), indent=2) if arguments.json else found)
@@ -188,13 +199,9 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("V", help="path or URL of the zarr array or sparse group, non-negative")
     fit.add_argument("out", help="path or URL of the zarr group for W, H and the history")
     _shared(fit)
-    fit.add_argument("--solver", default="auto", help="auto, hals, mu or newton")
     fit.add_argument("--alpha-W", type=float, default=0.0, help="penalty on W, times columns")
     fit.add_argument("--alpha-H", default="same", help="penalty on H, times rows; same as on W")
-    fit.add_argument("--fixed-H", help="zarr array of the first rows of H, which are known")
-    fit.add_argument("--sum-to-one", action="store_true", help="each row of W sums to one")
     fit.add_argument("--l1-ratio", type=float, default=0.0, help="of the penalties; else L2")
-    fit.add_argument("--inner", type=int, help="inner sweeps per half-step")
     fit.add_argument("--tol", type=float, default=5e-3, help="KKT residual to stop at")
     fit.add_argument("--max-seconds", type=float, help="stop after the sweep that passes this")
     fit.add_argument("--seed", type=int, default=0)
@@ -240,6 +247,10 @@ def _shared(command: argparse.ArgumentParser) -> None:
     """What decides the plan of a fit."""
     command.add_argument("--rank", type=int, required=True, help="number of components, k")
     command.add_argument("--loss", default="frobenius", help="or kullback-leibler, or a beta")
+    command.add_argument("--solver", default="auto", help="auto, hals, mu or newton")
+    command.add_argument("--inner", type=int, help="inner sweeps per half-step")
+    command.add_argument("--fixed-H", help="zarr array of the first rows of H, which are known")
+    command.add_argument("--sum-to-one", action="store_true", help="each row of W sums to one")
     command.add_argument("--weights", help="path or URL of an array like V; 0: not there")
     command.add_argument("--init", default="random", help="random, nndsvd, nndsvda or nndsvdar")
     command.add_argument("--max-passes", type=int, default=200, help="most passes over V")
