@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from dask_nmf.solvers import HALS, half_step, pseudo_inverse
-from dask_nmf.terms import NO_TERMS, Terms
+from dask_nmf.terms import NO_TERMS, Term, Terms
 from dask_nmf.types import Array, Products, Trust
 
-_HALF_STEP = HALS(inner=5)
+_HALF_STEP, _CLOSED_STEP = HALS(inner=5), HALS(inner=1)  # sweeps on the simplex take longer
 _NEWTON_STEPS = 10  # of conjugate gradients, at most
 _SOLVED = 1e-2  # of the squared gradient is left: they end
 _NEWTON_PRICE = 2.0  # how many times as long a step takes that begins with them
@@ -49,7 +49,7 @@ class LowRank:
         return VHt
 
     def improve_W(self, W: Array, H: Array) -> Array:
-        return half_step(_HALF_STEP, W, self.numer(H), H @ H.T, self.terms.W)
+        return _improved(W, self.numer(H), H @ H.T, self.terms.W)
 
     def best_W(self, H: Array) -> Array:
         return self.improve_W(np.zeros((len(self.left), len(H))), H)
@@ -92,7 +92,7 @@ class LowRank:
             W_next = self.improve_W(W_next, H_next)
             made_next = self.products(W_next)
             half = made_next.WtV.T, made_next.WtW, self.terms.H
-            H_next = half_step(_HALF_STEP, H_next.T, *half).T
+            H_next = _improved(H_next.T, *half).T
             error_next = self.value(made_next, W_next, H_next)
             better = error_next < error
             if leap == 0:
@@ -144,6 +144,10 @@ class LowRank:
             dW, dH = dW + length * way_W, dH + length * way_H
             rest_W, rest_H = rest_W - length * bent_W, rest_H - length * bent_H
         return np.maximum(0.0, W + dW), np.maximum(0.0, H + dH)
+
+
+def _improved(F: Array, numer: Array, gram: Array, term: Term) -> Array:
+    return half_step(_CLOSED_STEP if term.closed else _HALF_STEP, F, numer, gram, term)
 
 
 def extrapolate(H: Array, before: Array, momentum: float) -> Array:
