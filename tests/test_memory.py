@@ -167,5 +167,5 @@ def test_sparse_losses_are_within_the_plan(folder: Path, solver: str) -> None:
         for name in ("data", "indices", "indptr"):
             group.create_array(name, data=getattr(cells, name), chunks=(2**18,))
     run: dict[str, Any] = {"loss": "kullback-leibler", "solver": solver, "passes": 3}
-    found = check(str(V), near=1.9, memory="450MB", **run)
-    assert found["measured"] <= 450e6
+    found = check(str(V), near=1.9, memory="550MB", **run)
+    assert found["measured"] <= 550e6
