@@ -59,6 +59,14 @@ class Beta:
         """Whether x itself is what an entry v = 0 costs: zeros need not be visited then."""
         return self.beta == 1
 
+    def check_least(self, least: float | None) -> None:
+        """Refuse V by its least entry: with beta <= 0 a zero is infinitely far from any x."""
+        if self.beta <= 0 and least == 0:
+            raise ValueError(
+                f"V contains zeros, of which loss={self.beta:g} makes infinitely much (beta <= 0): "
+                "add a small value to V, or take a positive beta such as 'kullback-leibler'"
+            )
+
     def distance(self, v: Array, x: Array) -> Array:
         """d(v, x), entry by entry."""
         beta = self.beta

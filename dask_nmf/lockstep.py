@@ -24,6 +24,7 @@ class _Turn(Generic[T]):
 
     def __init__(self, call: Callable[[], T]) -> None:
         self.asked: Asked | None = None
+        self.ended = False
         self.error: BaseException | None = None
         self.result: T | None = None
         self._call, self._answer = call, None
@@ -41,7 +42,7 @@ class _Turn(Generic[T]):
         except BaseException as error:
             self.error = error
         finally:
-            self.asked = None
+            self.asked, self.ended = None, True
             self._theirs.release()
 
     def _ask(self, asked: Asked) -> Any:
@@ -89,8 +90,8 @@ def in_lockstep(calls: Sequence[Callable[[], T]], passing: dict[Any, DaskArray])
             answers = _answered([turn.asked for turn in going if turn.asked is not None])
             passing.clear()
     except BaseException:
-        for turn in going:
-            if turn.asked is not None:
+        for turn in turns:
+            while not turn.ended:  # also one that has not begun
                 turn.go_on(Dropped())
         raise
     return [turn.result for turn in turns]  # type: ignore[misc]

@@ -132,11 +132,7 @@ def _sums(found: Array) -> Sums:
 def _check(sums: Sums, loss: Beta, dtype: np.dtype[Any]) -> None:
     if not sums.weight:
         raise ValueError("no entry of V has a weight above 0: there is nothing to fit")
-    if loss.beta <= 0 and sums.minimum == 0:
-        raise ValueError(
-            f"V contains zeros, of which loss={loss.beta:g} makes infinitely much (beta <= 0): add "
-            "a small value to V, or take a positive beta such as 'kullback-leibler'"
-        )
+    loss.check_least(sums.minimum)
     info = np.finfo(dtype)
     if not (np.isfinite(sums.own) and sums.squares < float(info.max)):
         raise ValueError(

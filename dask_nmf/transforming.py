@@ -140,11 +140,8 @@ def _solve_block(
         numer = np.asarray(V_b @ H.T, dtype=np.float64)
         return half_step(Settled(), np.ones_like(numer), numer, H @ H.T, term).astype(dtype)
     solver = Newton() if loss.convex else MU()
-    seen = V_b if M_b is None else np.where(M_b > 0, as_dense(V_b), 1)
-    if loss.beta <= 0 and not (seen.min() > 0):
-        raise ValueError(
-            f"V contains zeros, of which loss={loss.beta:g} makes infinitely much (beta <= 0): add "
-            "a small value to V, or take a positive beta such as 'kullback-leibler'"
-        )
+    if loss.beta <= 0:
+        seen = V_b if M_b is None else np.where(M_b > 0, as_dense(V_b), 1)
+        loss.check_least(float(seen.min()))
     problem = Problem(loss, solver, replace(Terms(), W=term), 0.0)
     return solve_rows(V_b, M_b, H, problem).astype(dtype)

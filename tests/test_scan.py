@@ -1,6 +1,7 @@
 """A scan is its runs, to the bit, from one read of V per sweep."""
 
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import zarr
 
 import dask_nmf
 from dask_nmf import checkpoint, scanning
+from dask_nmf.lockstep import in_lockstep
 from tests.conftest import counted, low_rank
 from tests.resuming import Killed, assert_same
 
@@ -167,3 +169,15 @@ def test_a_failure_is_told_and_what_was_committed_stays(tmp_path: Path) -> None:
     bad[500, 3] = np.nan
     with pytest.raises(ValueError, match="row 500, column 3"):
         dask_nmf.scan(bad, (2, 3), restarts=2, out=tmp_path / "out.zarr", **FEW)
+
+
+def test_no_thread_is_left_behind() -> None:
+    """Neither of calls under way, nor of those that had not begun."""
+    before = threading.active_count()
+
+    def fails() -> None:
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        in_lockstep([fails, fails, fails], {})
+    assert threading.active_count() == before
