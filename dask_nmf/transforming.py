@@ -82,7 +82,7 @@ def transform(
     check_alpha(alpha_W, "same", l1_ratio)
     matrix = open_weighted(V, missing, weights)
     term = replace(scaled(matrix.shape, alpha_W, 0.0, l1_ratio).W, closed=bool(sum_to_one))
-    if not isinstance(H, (np.ndarray, list, tuple)):
+    if not (hasattr(H, "__array__") or isinstance(H, (list, tuple))):
         raise TypeError(
             f"H must be an array (k, {matrix.shape[1]}), such as result.H, got {type(H).__name__}"
         )

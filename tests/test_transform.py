@@ -138,6 +138,14 @@ def test_reconstruct_of_single_entries() -> None:
             result.reconstruct(rows)
 
 
+def test_H_may_be_any_array() -> None:
+    """Also dask's, as that of a result may be."""
+    V, H = low_rank(10, 6, 2), np.random.default_rng(0).random((2, 6))
+    wanted = dask_nmf.transform(V, H).compute()
+    for same in (da.from_array(H, chunks=3), H.tolist(), zarr.array(H)):
+        assert (dask_nmf.transform(V, same).compute() == wanted).all()
+
+
 def test_transform_refuses_zeros_and_names() -> None:
     V, H = np.eye(6), np.ones((2, 6))
     with pytest.raises(ValueError, match="V contains zeros, of which loss=0 makes infinitely much"):
