@@ -43,6 +43,8 @@ def factorize(
     l1_ratio: float = 0.0,
     fixed_H: Any = None,
     sum_to_one: bool = False,
+    perturb: float = 0.0,
+    held_out: float = 0.0,
     tol: float = 5e-3,
     max_passes: int = 200,
     max_seconds: float | None = None,
@@ -94,6 +96,13 @@ def factorize(
     sum_to_one : bool
         Whether each row of W sums to one, as shares of materials do. For Frobenius without weights;
         then W's half-step is solved under this constraint, whatever the solver.
+    perturb : float
+        Noise on each entry of V, drawn from the seed where it is read: V_ij (1 + perturb u), u
+        uniform between -1 and 1. Components that are there survive it, from seed to seed.
+    held_out : float
+        Share of the entries, drawn from the seed, that the run does not see; their error is
+        `SweepRecord.held_out`: cross-validation, for a rank. As with weights, each sweep then takes
+        several times the arithmetic.
     tol : float
         Stop when the KKT residual (`SweepRecord.kkt`) is below this, or when two sweeps have gained
         no more than rounding; 0 never does.
@@ -186,6 +195,8 @@ def factorize(
         l1_ratio=l1_ratio,
         fixed_H=fixed_H,
         sum_to_one=sum_to_one,
+        perturb=perturb,
+        held_out=held_out,
         tol=tol,
         max_passes=max_passes,
         max_seconds=max_seconds,

@@ -48,6 +48,7 @@ def problem(
     # Only where they are in use: runs of older versions do not have them.
     if options.alpha_W or options.alpha_H not in ("same", 0.0):
         found |= {name: getattr(options, name) for name in ("alpha_W", "alpha_H", "l1_ratio")}
+    found |= {name: share for name in ("perturb", "held_out") if (share := getattr(options, name))}
     if constraints.rows is not None:
         found["fixed_H"] = str(tokenize(constraints.rows))
     if constraints.sum_to_one:

@@ -87,6 +87,8 @@ class Geometry:
     entrywise : bool
         Whether W @ H is formed, in slabs, as for a divergence; then `pairs` second derivatives of
         each column are summed, and each entry may have a weight of `weight_bytes`.
+    copies : int
+        Of a block, beside it.
     entries : callable, optional
         Of a sparse V: entries of the fullest block of so many rows of what is streamed.
     nnz, index, beside : int
@@ -117,6 +119,7 @@ class Geometry:
     entrywise: bool = False
     pairs: int = 0
     weight_bytes: int = 0
+    copies: int = 0
     entries: Callable[[int], int] | None = None
     nnz: int = 0
     index: int = 4
@@ -133,7 +136,7 @@ class Geometry:
         """Projected bytes of one process with blocks of that size, by what they are for."""
         k, itemsize = self.rank, self.itemsize
         block, reading = self.block_bytes(rows, columns), self._reading(rows, columns)
-        block += rows * columns * self.weight_bytes
+        block += rows * columns * self.weight_bytes + self.copies * block
         waiting = 0 if self.local else WAITING_BLOCKS
         # Of a sparse V: H.T copied, and the sum of float32 products of some rows (csr.py).
         copies = 0 if self.entries is None else 2 * itemsize

@@ -11,6 +11,7 @@ import zarr
 from dask_nmf.blocks import Grid
 from dask_nmf.boxes import Boxes, Checked, Transposed, as_block, as_dense, check_entries
 from dask_nmf.csr import CSR, index_dtype, row_slabs
+from dask_nmf.draws import Drawn, perturbed, shown, without_unweighted
 from dask_nmf.layout import is_mapped, stored_share
 from dask_nmf.reader import Reader
 from dask_nmf.sparse import not_as_told, regrouped, unlike
@@ -62,6 +63,10 @@ class Matrix:
         Entries of a sparse V; of a dask array as if 10 % were there.
     shared : Shared, optional
         What several runs make of it together.
+    drawn : Drawn, optional
+        Noise on its entries, and which of them a run does not see.
+    flipped : bool
+        Whether the rows of the source, in the workers' memory, are V's columns.
     """
 
     source: Any
@@ -77,6 +82,8 @@ class Matrix:
     name: str = "V"
     nnz: int | None = None
     shared: "Shared | None" = None
+    drawn: Drawn | None = None
+    flipped: bool = False
 
     @property
     def missing(self) -> Missing:
@@ -86,7 +93,8 @@ class Matrix:
     @property
     def partial(self) -> bool:
         """Whether its entries have weights."""
-        return self.nan or self.weights is not None
+        held_out = self.drawn is not None and self.drawn.held_out > 0
+        return self.nan or self.weights is not None or held_out
 
     @property
     def weight_bytes(self) -> int:
@@ -160,6 +168,13 @@ class Matrix:
         Its keys are unique, so that it is always read again; of a shared V, in the next pass.
         """
         dtype = dtype or working_dtype(self.dtype)
+        V = self._shared_blocks(grid, dtype)
+        if self.drawn is None or not self.drawn.perturb:
+            return V
+        told = {"meta": np.empty((0, 0), dtype), "dtype": dtype}
+        return V.map_blocks(perturbed, self.drawn, self._flipped, token="nmf-perturb", **told)
+
+    def _shared_blocks(self, grid: Grid, dtype: np.dtype[Any]) -> DaskArray:
         if self.shared is None:
             return self._blocks(grid, dtype)
         key = self.name, self.transposed, self.checked, grid, dtype
@@ -167,6 +182,11 @@ class Matrix:
         if key not in made:
             made[key] = self._blocks(grid, dtype)
         return made[key]
+
+    @property
+    def _flipped(self) -> bool:
+        """Whether the rows of what is streamed are V's columns."""
+        return self.transposed or self.flipped or (self._csr and self.source.of_transpose)
 
     def _blocks(self, grid: Grid, dtype: np.dtype[Any]) -> DaskArray:
         if self.sparse:
@@ -203,38 +223,43 @@ class Matrix:
         """V's blocks, and those of its weights where entries have any: 0 is not there."""
         if not self.partial:
             return self.blocks(grid), None
-        V = self.unchecked.blocks(grid)
-        M = None if self.weights is None else self.weights.blocks(grid)
+        V, M = self.blocks(grid), None
         told = {"meta": np.empty((0, 0), V.dtype), "dtype": V.dtype}
-        if self.nan:
-            M = V.map_blocks(_there, *(() if M is None else (M,)), token="nmf-there", **told)
-        flipped = self.transposed or (self._csr and self.source.of_transpose)
-        return V.map_blocks(_checked_where, M, flipped, token="nmf-check", **told), M
+        if self.nan or self.weights is not None:
+            V = self.unchecked.blocks(grid)
+            M = None if self.weights is None else self.weights.blocks(grid)
+            if self.nan:
+                M = V.map_blocks(_there, *(() if M is None else (M,)), token="nmf-there", **told)
+            V = V.map_blocks(_checked_where, M, self._flipped, token="nmf-check", **told)
+        if self.drawn is not None and self.drawn.held_out:
+            if M is not None:
+                V = V.map_blocks(without_unweighted, M, token="nmf-there", **told)
+            M = V.map_blocks(shown, M, self.drawn, self._flipped, token="nmf-hide", **told)
+        return V, M
 
     def keep(self, grid: Grid, blocks: int) -> "Matrix":
         """Read the first row blocks now, and keep them in the workers' memory."""
         if not blocks:
             return self
-        return replace(
-            self,
-            kept=(self.unchecked if self.partial else self).blocks(grid).blocks[:blocks].persist(),
-        )
+        plain = replace(self.unchecked if self.partial else self, drawn=None)
+        return replace(self, kept=plain.blocks(grid).blocks[:blocks].persist())
 
     def held_by_workers(self, grid: Grid) -> "Matrix":
         """A V in memory sent to the workers of a cluster once, instead of with every pass."""
         if self.shared is not None:
             key = self.name, self.transposed, grid
             if key not in self.shared.held:
-                found = replace(self, shared=None).held_by_workers(grid)
+                found = replace(self, shared=None, drawn=None).held_by_workers(grid)
                 self.shared.held[key] = replace(found, shared=self.shared)
-            return self.shared.held[key]
+            return replace(self.shared.held[key], drawn=self.drawn)
         if self.weights is not None:
             weights = self.weights.held_by_workers(grid)
             return replace(replace(self, weights=None).held_by_workers(grid), weights=weights)
         if not self.in_memory:
             return self
         if self.sparse:
-            return replace(self, source=self.blocks(grid).persist(), checked=False)
+            plain = replace(self, drawn=None).blocks(grid)
+            return replace(self, source=plain.persist(), checked=False, flipped=self._flipped)
         V = self.source.T if self.transposed else self.source
         rows, columns = (np.cumsum(sizes)[:-1] for sizes in grid.chunks)
         parts = [
@@ -244,7 +269,8 @@ class Matrix:
             ]
             for row in np.split(V, rows)
         ]
-        return replace(self, source=da.block(parts).persist(), transposed=False)
+        held = da.block(parts).persist()
+        return replace(self, source=held, transposed=False, flipped=self._flipped)
 
 
 def _as_told(x: Any, dtype: np.dtype[Any], block_info: Any = None) -> Array:

@@ -24,6 +24,8 @@ class Options:
     alpha_W: float = 0.0
     alpha_H: float | str = "same"
     l1_ratio: float = 0.0
+    perturb: float = 0.0
+    held_out: float = 0.0
 
 
 def check_options(
@@ -38,6 +40,8 @@ def check_options(
     alpha_W: Any,
     alpha_H: Any,
     l1_ratio: Any,
+    perturb: Any,
+    held_out: Any,
     start_passes: int,
 ) -> Options:
     """The options, or a ValueError or TypeError that names the one out of range."""
@@ -46,6 +50,9 @@ def check_options(
         raise ValueError(f"tol must be a number >= 0 and < 1, got {tol!r}")
     if max_seconds is not None and not (is_number(max_seconds) and max_seconds > 0):
         raise ValueError(f"max_seconds must be a positive number of seconds, got {max_seconds!r}")
+    for name, share in (("perturb", perturb), ("held_out", held_out)):
+        if isinstance(share, bool) or not (is_number(share) and 0 <= share < 1):
+            raise ValueError(f"{name} must be a number >= 0 and < 1, got {share!r}")
     check_alpha(alpha_W, alpha_H, l1_ratio)
     return Options(
         rank=check_int("rank", rank, 1),
@@ -60,6 +67,8 @@ def check_options(
         alpha_W=float(alpha_W),
         alpha_H=alpha_H if isinstance(alpha_H, str) else float(alpha_H),
         l1_ratio=float(l1_ratio),
+        perturb=float(perturb),
+        held_out=float(held_out),
     )
 
 

@@ -14,6 +14,7 @@ from dask_nmf.blas import one_blas_thread
 from dask_nmf.blocks import Grid
 from dask_nmf.constraints import Constraints, make_constraints
 from dask_nmf.divergences import Beta
+from dask_nmf.draws import Drawn
 from dask_nmf.fitting import first_that_fits, make_plan, solvers_for
 from dask_nmf.init import Given, Start, make_start
 from dask_nmf.io import check_reachable, open_weighted
@@ -132,6 +133,8 @@ def plan(
     missing: Missing = "error",
     fixed_H: Any = None,
     sum_to_one: bool = False,
+    perturb: float = 0.0,
+    held_out: float = 0.0,
     probe: bool = False,
 ) -> Plan:
     """What `factorize` would do with these arguments, on the dask scheduler active now.
@@ -139,7 +142,7 @@ def plan(
     Parameters
     ----------
     V, rank, out, loss, solver, init, weights, max_passes, memory, block_rows, missing, fixed_H, \
-    sum_to_one
+    sum_to_one, perturb, held_out
         As for `factorize`. Nothing is written to `out`.
     probe : bool
         Read one block and multiply it, for the seconds of a pass.
@@ -179,6 +182,8 @@ def plan(
         missing=missing,
         fixed_H=fixed_H,
         sum_to_one=sum_to_one,
+        perturb=perturb,
+        held_out=held_out,
     )
     return probed(job.plan, job.matrix) if probe else job.plan
 
@@ -204,6 +209,8 @@ def prepare(
     l1_ratio: float = 0.0,
     fixed_H: Any = None,
     sum_to_one: bool = False,
+    perturb: float = 0.0,
+    held_out: float = 0.0,
 ) -> Job:
     """Everything that can be checked and decided without reading V or writing."""
     start, asked, loss = make_start(init), any_solver(solver), make_loss(loss)
@@ -218,9 +225,13 @@ def prepare(
         alpha_W=alpha_W,
         alpha_H=alpha_H,
         l1_ratio=l1_ratio,
+        perturb=perturb,
+        held_out=held_out,
         start_passes=start.passes,
     )
     matrix = open_weighted(V, missing, weights)
+    if perturb or held_out:
+        matrix = replace(matrix, drawn=Drawn(options.seed, options.perturb, options.held_out))
     if matrix.partial and isinstance(loss, Frobenius):
         loss = Beta(2.0)
     constraints = make_constraints(fixed_H, sum_to_one, matrix, options.rank, loss)

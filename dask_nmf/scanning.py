@@ -24,7 +24,10 @@ from dask_nmf.types import ConvergenceWarning
 from dask_nmf.watch import release
 
 _EACH = ("sums", "graph", "W", "H", "model")  # parts of a plan that each run has for itself
-_PLANNED = ("loss", "solver", "init", "max_passes", "block_rows", "fixed_H", "sum_to_one")
+_PLANNED = (
+    *("loss", "solver", "init", "max_passes", "block_rows", "fixed_H", "sum_to_one", "perturb"),
+    "held_out",
+)
 _OURS = {"rank", "seed", "out", "callback", "memory", "weights", "missing"}
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import dask
 from dask.base import get_scheduler, tokenize
 from dask.callbacks import Callback as TaskCallback
+from dask.delayed import Delayed
 
 from dask_nmf.errors import ClusterLost, PoisonBlock
 
@@ -82,12 +83,13 @@ def _one(asked: Asked) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
 def hold_all(asked: Sequence[Asked]) -> list[tuple[tuple[Any, ...], tuple[Any, ...]]]:
     """What is held and what came back of each, from one graph.
 
-    What several have asked for is sent once: distributed mixes up what has the same key.
+    What several have asked for is sent once: distributed mixes up what has the same key. Delayed
+    objects go last: dask returns results in that order, whatever the order they were given in.
     """
     held = [x for one in asked for x in one.held]
     wanted = [x for one in asked for x in one.collections]
-    place = {key: i for i, key in enumerate(dict.fromkeys(map(tokenize, wanted)))}
-    collections = list({tokenize(x): x for x in wanted}.values())
+    unique = {tokenize(x): x for x in sorted(wanted, key=lambda x: isinstance(x, Delayed))}
+    place, collections = {key: i for i, key in enumerate(unique)}, list(unique.values())
     client = active_client()
     if client is None:
         with _told_when_stuck():

@@ -17,8 +17,8 @@ PACKAGE = ROOT / "dask_nmf"
 # Each file may import from those before it.
 ORDER = (
     "types errors blas terms simplex options scheduler watch limits geometry blocks retrying "
-    "layout reader boxes csr sparse divergences solvers newton losses slabs entrywise descent "
-    "model stopping tasks stream matrix io constraints survey init plans advice fitting "
+    "layout reader boxes csr draws sparse divergences solvers newton losses slabs entrywise "
+    "descent model stopping tasks stream matrix io constraints survey init plans advice fitting "
     "planner transforming looking result fingerprint packing commits checkpoint output "
     "rechunking sorting sources matrixmarket files converting resume sweeps visits loop "
     "driver lockstep evidence scans scanning cli"

@@ -14,6 +14,7 @@ import zarr
 import dask_nmf
 from dask_nmf import checkpoint, scanning
 from dask_nmf.lockstep import in_lockstep
+from dask_nmf.watch import Asked, hold_all
 from tests.conftest import counted, low_rank
 from tests.resuming import Killed, assert_same
 
@@ -181,3 +182,12 @@ def test_no_thread_is_left_behind() -> None:
     with pytest.raises(KeyError, match="mine"):
         in_lockstep([fails, fails, fails], {})
     assert threading.active_count() == before
+
+
+def test_answers_are_those_of_their_questions(scheduler: str) -> None:
+    """dask.compute puts the results of arrays before those of delayed objects."""
+    arrays = [da.full((2, 2), i, chunks=2) for i in range(4)]
+    blocks = [da.full((2, 2), 10 + i, chunks=2).to_delayed().item() for i in range(4)]
+    asked = [Asked((), (arrays[i], blocks[i], arrays[i - 1])) for i in range(4)]
+    for i, (_, found) in enumerate(hold_all(asked)):
+        assert [x[0, 0] for x in found] == [i, 10 + i, (i - 1) % 4], scheduler
