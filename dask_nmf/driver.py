@@ -1,32 +1,17 @@
-"""`factorize`: the arguments checked, what lies at `out` taken up, and the loop set going."""
+"""`factorize`: one run, or the best of several that share their reads of V."""
 
-import time
 import warnings
-from dataclasses import replace
 from typing import Any
 
-import dask
-import numpy as np
-
-from dask_nmf.blas import arithmetic, one_blas_thread
-from dask_nmf.checkpoint import Run
-from dask_nmf.fingerprint import problem
-from dask_nmf.init import NNDSVD
-from dask_nmf.loop import Kept, failures_named, run_job
 from dask_nmf.losses import Loss
 from dask_nmf.matrix import Missing
 from dask_nmf.newton import AnySolver
 from dask_nmf.options import check_int
-from dask_nmf.output import open_output
-from dask_nmf.planner import Job, prepare
-from dask_nmf.result import Result
-from dask_nmf.resume import take_up
-from dask_nmf.solvers import MU
+from dask_nmf.result import Result, last_loss
+from dask_nmf.running import not_converged, run
 from dask_nmf.stopping import Status
+from dask_nmf.streams import in_streams
 from dask_nmf.types import Callback, ConvergenceWarning
-from dask_nmf.watch import compute
-
-_MU_AND_ZEROS = "MU cannot leave the zeros of init='nndsvd': use init='nndsvda' or 'nndsvdar'"
 
 
 def factorize(
@@ -49,6 +34,7 @@ def factorize(
     max_passes: int = 200,
     max_seconds: float | None = None,
     seed: int = 0,
+    restarts: int = 1,
     memory: int | str | None = None,
     block_rows: int | None = None,
     missing: Missing = "error",
@@ -113,6 +99,9 @@ def factorize(
         Stop after the sweep that ends later than this.
     seed : int
         The start depends on (seed, shape, rank) only.
+    restarts : int
+        Runs, with the seeds `seed`, `seed` + 1 and so on, that share each read of V: the best is
+        returned. Their results lie below `out`, as `scan` writes them.
     memory : int or str, optional
         Limit in bytes, or such as "2GiB", for each worker process: blocks are made to fit, and
         what is to spare keeps blocks of V. None: 60 % of what the workers, the container or the
@@ -134,6 +123,7 @@ def factorize(
     Returns
     -------
     Result
+        The one with the lowest loss, of several restarts.
 
     Raises
     ------
@@ -175,86 +165,32 @@ def factorize(
     >>> bool(result.error < 0.01)
     True
     """
-    began = time.perf_counter()
-    if callback is not None and not callable(callback):
-        raise TypeError(f"callback must be callable, got {callback!r}")
-    if not isinstance(overwrite, (bool, np.bool_)):  # "no" would replace a result
-        raise TypeError(f"overwrite must be True or False, got {overwrite!r}")
-    if checkpoint_every is not None:
-        check_int("checkpoint_every", checkpoint_every, 1)
-    job = prepare(
-        V,
-        rank,
-        out=out,
-        loss=loss,
-        solver=solver,
-        init=init,
-        weights=weights,
-        alpha_W=alpha_W,
-        alpha_H=alpha_H,
-        l1_ratio=l1_ratio,
-        fixed_H=fixed_H,
-        sum_to_one=sum_to_one,
-        perturb=perturb,
-        held_out=held_out,
-        tol=tol,
-        max_passes=max_passes,
-        max_seconds=max_seconds,
-        seed=seed,
-        memory=memory,
-        block_rows=block_rows,
-        missing=missing,
-    )
-    if isinstance(job.start, NNDSVD) and job.start.fill is None and isinstance(job.solver, MU):
-        warnings.warn(_MU_AND_ZEROS, UserWarning, stacklevel=2)
-    kept, result = None, None
-    with one_blas_thread:  # the driver's own small products too
-        if out is not None:
-            job, kept, result = _begun(job, out, overwrite, checkpoint_every)
-        if result is None:
-            result = run_job(job, callback, began, kept)
-    # Last, so that a caller who turns warnings into errors loses nothing.
-    if job.options.tol > 0 and result.status in (Status.MAX_PASSES, Status.MAX_SECONDS):
-        warnings.warn(_not_converged(result), ConvergenceWarning, stacklevel=2)
-    return result
-
-
-def _begun(
-    job: Job, out: Any, overwrite: bool, every: int | None
-) -> tuple[Job, Kept | None, Result | None]:
-    """What is to be done at `out`: the job and where it is kept, or the result that is there."""
-    output = open_output(out, job.matrix.uri)
-    wanted = problem(job.matrix, job.options, job.loss, job.asked, job.start, job.constraints)
-    with failures_named(job.plan, output.uri), job.threads():
-        found = take_up(output, job, wanted, overwrite)
-    if found.result is not None:
-        passes = found.result.history[-1].passes
-        return job, None, replace(found.result, resumed_from=passes)
-    if found.resume:
-        job = job.resumed(found.record)
-    needs = job.plan.output_bytes if found.resume else job.plan.disk_bytes
-    output = output.writable(job.scheduler.remote, needs)
-    with job.threads():
-        (here,) = compute(dask.delayed(arithmetic)())
-    record = {"arithmetic": here, **found.record}
-    if (there := record["arithmetic"]) != here:
-        text = (
-            f"the run at {output.uri} began with other arithmetic ({', '.join(there)}; here: "
-            f"{', '.join(here)}): it goes on, but its last bits may differ from those of an "
-            "uninterrupted run"
-        )
-        warnings.warn(text, UserWarning, stacklevel=3)
-    with failures_named(job.plan, output.uri):
-        run = Run(output.group, record, found.last, found.resume)
-    return job, Kept(output, run, found.identity, every), None
-
-
-def _not_converged(result: Result) -> str:
-    fell = ""
-    if len(result.history) > 1:
-        before, last = result.history[-2].error, result.history[-1].error
-        fell = f", and fell by {(before - last) / before:.1e} in the last sweep"
-    return (
-        f"{result.status.value}: the error is {result.error:.6g}{fell}. Raise the limit, or tol, "
-        "if that is not good enough"
-    )
+    told: dict[str, Any] = {
+        "overwrite": overwrite,
+        "checkpoint_every": checkpoint_every,
+        "loss": loss,
+        "solver": solver,
+        "init": init,
+        "alpha_W": alpha_W,
+        "alpha_H": alpha_H,
+        "l1_ratio": l1_ratio,
+        "fixed_H": fixed_H,
+        "sum_to_one": sum_to_one,
+        "perturb": perturb,
+        "held_out": held_out,
+        "tol": tol,
+        "max_passes": max_passes,
+        "max_seconds": max_seconds,
+        "block_rows": block_rows,
+    }
+    if check_int("restarts", restarts, 1) == 1:
+        once = {"weights": weights, "missing": missing, "memory": memory, "seed": seed}
+        return run(V, rank, out=out, callback=callback, **once, **told)
+    if callback is not None:
+        raise ValueError("callback sees the sweeps of one run: it needs restarts=1")
+    seeds = range(check_int("seed", seed, 0), seed + restarts)
+    found = in_streams(run, V, [rank], seeds, out, memory, weights, missing, told)
+    best = min(found[rank], key=last_loss)
+    if best.status in (Status.MAX_PASSES, Status.MAX_SECONDS) and tol > 0:
+        warnings.warn(not_converged(best), ConvergenceWarning, stacklevel=2)
+    return best

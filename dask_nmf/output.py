@@ -3,6 +3,7 @@
 import os
 import shutil
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from importlib.metadata import version
@@ -121,7 +122,7 @@ def open_output(out: Any, V_uri: str) -> Output:
     if not isinstance(out, (str, os.PathLike, zarr.Group)):
         raise TypeError(f"out must be a path, a URL or a zarr group, got {type(out).__name__}")
     out = out if isinstance(out, zarr.Group) else absolute(out)
-    group = _find(out)
+    group = find_group(out)
     if group is not None and group.attrs.get(_KEY) is None and not _is_empty(group):
         raise FileExistsError(
             f"out: {group.store_path} holds something that dask_nmf did not write: choose "
@@ -137,17 +138,64 @@ def open_result(out: Any) -> Result:
     Raises
     ------
     FileNotFoundError
-        If there is no result there.
+        If there is no result there, or a scan's, which `open_scan` opens.
     ValueError
         If the run that began there has not finished.
     """
-    group: Any = _find(out)
+    group: Any = find_group(out)
+    if group is not None and _KEY not in group.attrs and scan_places(group):
+        raise FileNotFoundError(
+            f"at {out} are the results of several runs: dask_nmf.open_scan({str(out)!r}).best(rank)"
+        )
     if group is None or _KEY not in group.attrs:
         raise FileNotFoundError(f"there is no dask_nmf result at {out}")
     saved: Any = group.attrs[_KEY]
     if saved.get("state") != "finished":
         raise ValueError(f"the run that began at {out} has not finished: call factorize again")
     return load_result(group)
+
+
+def scan_places(group: Any) -> dict[int, list[str]]:
+    """Where the runs of a scan lie, by rank, in the order of their seeds."""
+    found: dict[int, list[str]] = {}
+    for below in sorted(name for name in group.group_keys() if name.startswith("rank-")):
+        seeds = [name for name in group[below].group_keys() if name.startswith("seed-")]
+        places = [f"{below}/{name}" for name in sorted(seeds, key=_number)]
+        found |= {_number(below): places} if places else {}
+    return dict(sorted(found.items()))
+
+
+def make_scan_places(out: Any, ranks: Sequence[int], V_uri: str) -> None:
+    """Groups for the runs of a scan to lie in, where they are not there yet.
+
+    Raises
+    ------
+    FileExistsError
+        If the result of a single run is there, or files that are no zarr group.
+    ValueError, OSError
+        If `out` is V, or cannot be written.
+    """
+    if not isinstance(out, (str, os.PathLike, zarr.Group)):
+        raise TypeError(f"out must be a path, a URL or a zarr group, got {type(out).__name__}")
+    group, given = find_group(out), isinstance(out, zarr.Group)
+    place: Any = out if given else absolute(out)  # type: ignore[arg-type]
+    check_apart(uri_of(place.store_path) if given else place, V_uri)
+    if group is not None and _KEY in group.attrs:
+        raise FileExistsError(
+            f"out: {group.store_path} holds the result of a single run: choose another place for "
+            "several"
+        )
+    try:
+        make = partial(zarr.open_group, place, mode="a", zarr_format=3)
+        root = place if given else insist(make, f"creating {out}")
+        for rank in ranks:
+            insist(partial(root.require_group, f"rank-{rank:03d}"), f"creating a group in {out}")
+    except OSError as error:
+        raise type(error)(f"out: cannot write to {out}: {error}") from error
+
+
+def _number(name: str) -> int:
+    return int(name.rpartition("-")[2])
 
 
 def load_result(group: Any) -> Result:
@@ -185,7 +233,7 @@ def load_result(group: Any) -> Result:
 
 
 # ------------------------------------------------------------------------------------ finding
-def _find(out: Any) -> Any:
+def find_group(out: Any) -> Any:
     """The group at `out`, None if there is nothing; refuses anything else."""
     path: Any = out.store_path if isinstance(out, zarr.Group) else absolute(out)
     try:  # as it is now, not as it was when a group was opened

@@ -118,3 +118,9 @@ class Result:
             f"<Result: V ({m}, {n}) = W @ H, rank {len(self.H)}, error {self.error:.6g} after "
             f"{len(self.history)} sweeps ({self.history[-1].passes} passes); {self.status.value}>"
         )
+
+
+def last_loss(result: Result) -> float:
+    """What restarts are compared by: with penalties the objective, else the error."""
+    last = result.history[-1]
+    return last.error if last.objective is None else last.objective

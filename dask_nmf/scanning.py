@@ -1,33 +1,15 @@
 """Many runs over one V, ranks x restarts, that share each read of it."""
 
-import os
-import warnings
 from collections.abc import Iterable
-from dataclasses import replace
-from functools import partial
 from typing import Any
 
-import zarr
-
 from dask_nmf.driver import factorize
-from dask_nmf.fitting import limit_of
-from dask_nmf.io import absolute, open_weighted
-from dask_nmf.lockstep import in_lockstep
-from dask_nmf.matrix import Matrix, Missing, Shared
-from dask_nmf.options import check_int, parse_memory
-from dask_nmf.planner import plan
-from dask_nmf.plans import Plan
-from dask_nmf.result import Result
+from dask_nmf.matrix import Missing
+from dask_nmf.options import check_int
+from dask_nmf.output import find_group, open_result, scan_places
 from dask_nmf.scans import Scan
-from dask_nmf.scheduler import active_scheduler
-from dask_nmf.types import ConvergenceWarning
-from dask_nmf.watch import release
+from dask_nmf.streams import in_streams
 
-_EACH = ("sums", "graph", "W", "H", "model")  # parts of a plan that each run has for itself
-_PLANNED = (
-    *("loss", "solver", "init", "max_passes", "block_rows", "fixed_H", "sum_to_one", "perturb"),
-    "held_out",
-)
 _OURS = {"rank", "seed", "out", "callback", "memory", "weights", "missing"}
 
 
@@ -92,31 +74,26 @@ def scan(
         raise TypeError(f"scan does not take {', '.join(clash)}: see ranks=, restarts=, seed=")
     seed = check_int("seed", seed, 0)
     seeds = range(seed, seed + check_int("restarts", restarts, 1))
-    wanted = _ranks(ranks)
-    shared = Shared()
-    matrix = replace(open_weighted(V, missing, weights), shared=shared)
-    if matrix.weights is not None:
-        matrix = replace(matrix, weights=replace(matrix.weights, shared=shared))
-    told: dict[str, Any] = {"memory": memory, **options}
-    planned = {name: told[name] for name in _PLANNED if name in told}
-    plans = {k: plan(matrix, k, out=out and "out", memory=memory, **planned) for k in wanted}
-    found: dict[int, list[Result]] = {k: [] for k in wanted}
-    try:
-        for stream in _streams([(k, s) for k in wanted for s in seeds], plans, memory):
-            calls = [partial(_run, matrix, k, s, _place(out, k, s), told) for k, s in stream]
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ConvergenceWarning)  # the table says it
-                results = in_lockstep(calls, shared.passing)
-            for (k, _), result in zip(stream, results, strict=True):
-                found[k].append(result)
-    finally:
-        for held in shared.held.values():
-            release(held.source)
-    return Scan({k: tuple(results) for k, results in found.items()})
+    found = in_streams(factorize, V, _ranks(ranks), seeds, out, memory, weights, missing, options)
+    return Scan({rank: tuple(results) for rank, results in found.items()})
 
 
-def _run(V: Matrix, rank: int, seed: int, out: Any, options: dict[str, Any]) -> Result:
-    return factorize(V, rank, seed=seed, out=out, **options)
+def open_scan(out: Any) -> Scan:
+    """The results of a scan, or of `factorize` with restarts, at `out`: path, URL or zarr group.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there are none.
+    ValueError
+        If one of them has not finished: the same call again goes on with it.
+    """
+    group = find_group(out)
+    places = {} if group is None else scan_places(group)
+    if not places:
+        raise FileNotFoundError(f"there is no dask_nmf scan at {out}")
+    found = {k: tuple(open_result(group[name]) for name in names) for k, names in places.items()}
+    return Scan(found)
 
 
 def _ranks(ranks: Any) -> list[int]:
@@ -129,35 +106,3 @@ def _ranks(ranks: Any) -> list[int]:
     if len(set(checked)) < len(checked):
         raise ValueError(f"ranks must all be different, got {checked}")
     return checked
-
-
-def _place(out: Any, rank: int, seed: int) -> Any:
-    """Where a run's results go."""
-    if out is None:
-        return None
-    below = f"rank-{rank:03d}/seed-{seed}"
-    if isinstance(out, zarr.Group):
-        return out.require_group(below)
-    return f"{absolute(os.fspath(out)).rstrip('/')}/{below}"
-
-
-def _streams(
-    calls: list[tuple[int, int]], plans: dict[int, Plan], memory: Any
-) -> list[list[tuple[int, int]]]:
-    """The calls in as many streams as the memory asks for."""
-    limit = limit_of(None if memory is None else parse_memory(memory), active_scheduler())
-    streams: list[list[tuple[int, int]]] = [[]]
-    for call in calls:
-        longer = [*streams[-1], call]
-        if streams[-1] and limit is not None and peak_bytes(longer, plans) > limit:
-            streams.append([call])
-        else:
-            streams[-1] = longer
-    return streams
-
-
-def peak_bytes(calls: list[tuple[int, int]], plans: dict[int, Plan]) -> int:
-    """Predicted peak of one process with these runs in one stream."""
-    parts = [plans[k].parts for k, _ in calls]
-    each = sum(part[name] for part in parts for name in _EACH)
-    return each + sum(max(part[name] for part in parts) for name in parts[0] if name not in _EACH)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from dask_nmf.evidence import consensus, cophenetic, directions_of, distances, matched, silhouettes
-from dask_nmf.result import Result
+from dask_nmf.result import Result, last_loss
 from dask_nmf.types import Array
 
 
@@ -41,7 +41,7 @@ class Scan:
         """The results of a rank, the one with the lowest loss first."""
         if rank not in self.results:
             raise KeyError(f"rank must be one of {list(self.results)}, got {rank!r}")
-        return tuple(sorted(self.results[rank], key=_loss))
+        return tuple(sorted(self.results[rank], key=last_loss))
 
     def best(self, rank: int) -> Result:
         """The result with the lowest loss."""
@@ -111,11 +111,6 @@ class Scan:
             cells = (f"{name} {_told(value)}" for name, value in row.items() if value is not None)
             lines.append("  " + ", ".join(cells))
         return "\n".join(lines)
-
-
-def _loss(result: Result) -> float:
-    last = result.history[-1]
-    return last.error if last.objective is None else last.objective
 
 
 def _told(value: Any) -> str:

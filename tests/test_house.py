@@ -21,7 +21,7 @@ ORDER = (
     "descent model stopping tasks stream matrix io constraints survey init plans advice fitting "
     "planner transforming looking result fingerprint packing commits checkpoint output "
     "rechunking sorting sources matrixmarket files converting resume sweeps visits loop "
-    "driver lockstep evidence scans scanning cli"
+    "running lockstep streams driver evidence scans scanning cli"
 )
 
 

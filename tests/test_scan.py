@@ -12,7 +12,7 @@ import scipy.sparse
 import zarr
 
 import dask_nmf
-from dask_nmf import checkpoint, scanning
+from dask_nmf import checkpoint, streams
 from dask_nmf.lockstep import in_lockstep
 from dask_nmf.watch import Asked, hold_all
 from tests.conftest import counted, low_rank
@@ -110,20 +110,20 @@ def test_killed_and_resumed_is_the_same(tmp_path: Path, monkeypatch: pytest.Monk
     again = dask_nmf.scan(V, (2, 4), out=tmp_path / "out.zarr", **call)
     assert not store.reads()
     assert again.table() == found.table()
-    assert sorted(os.listdir(tmp_path / "out.zarr")) == ["rank-002", "rank-004"]
+    assert sorted(os.listdir(tmp_path / "out.zarr")) == ["rank-002", "rank-004", "zarr.json"]
 
 
 def test_streams_within_the_memory(tmp_path: Path) -> None:
     V = zarr.create_array(tmp_path / "V.zarr", data=low_rank(300, 2_000, 3), chunks=(50, 2_000))
     plans = {k: dask_nmf.plan(V, k, out="out") for k in (2, 20)}
     calls = [(k, s) for k in plans for s in range(10)]
-    most = scanning.peak_bytes(calls, plans)
-    assert scanning._streams(calls, plans, most) == [calls]
-    several = scanning._streams(calls, plans, most - 2**20)
+    most = streams.peak_bytes(calls, plans)
+    assert streams._streams(calls, plans, most) == [calls]
+    several = streams._streams(calls, plans, most - 2**20)
     assert len(several) > 1
     assert [call for stream in several for call in stream] == calls
     for stream in several:
-        assert scanning.peak_bytes(stream, plans) <= most - 2**20
+        assert streams.peak_bytes(stream, plans) <= most - 2**20
 
 
 def test_what_it_says() -> None:
@@ -191,3 +191,68 @@ def test_answers_are_those_of_their_questions(scheduler: str) -> None:
     asked = [Asked((), (arrays[i], blocks[i], arrays[i - 1])) for i in range(4)]
     for i, (_, found) in enumerate(hold_all(asked)):
         assert [x[0, 0] for x in found] == [i, 10 + i, (i - 1) % 4], scheduler
+
+
+def test_the_best_of_several_seeds_from_one_read(tmp_path: Path, scheduler: str) -> None:
+    V, store = counted(tmp_path / "V.zarr", DATA, (70, 60))
+    out = tmp_path / "out.zarr"
+    best = dask_nmf.factorize(V, 3, restarts=4, seed=2, out=out, **FEW)
+    if scheduler != "cluster":  # which counts in its workers
+        assert set(store.reads().values()) == {6}
+    alone = [dask_nmf.factorize(DATA, 3, seed=seed, **FEW) for seed in range(2, 6)]
+    assert best.error == min(result.error for result in alone)
+    assert_same(best, min(alone, key=lambda result: result.error))
+    again = dask_nmf.factorize(V, 3, restarts=4, seed=2, out=out, **FEW)
+    assert_same(again, best)
+    assert again.resumed_from == 6
+    opened = dask_nmf.open_scan(out)
+    assert_same(opened.best(3), best)
+    for result, expected in zip(opened.results[3], alone, strict=True):
+        assert_same(result, expected)
+
+
+def test_opened_in_the_order_of_ranks_and_seeds(tmp_path: Path) -> None:
+    out = tmp_path / "out.zarr"
+    made = dask_nmf.scan(DATA[:50], (11, 2), restarts=3, seed=9, out=out, **FEW)
+    opened = dask_nmf.open_scan(out)
+    assert opened.ranks == (2, 11)
+    for rank in (2, 11):
+        for result, expected in zip(opened.results[rank], made.results[rank], strict=True):
+            assert_same(result, expected)
+
+
+def test_what_cannot_be_opened_says_so(tmp_path: Path) -> None:
+    out = tmp_path / "out.zarr"
+    with pytest.raises(FileNotFoundError, match="no dask_nmf scan at"):
+        dask_nmf.open_scan(out)
+    dask_nmf.factorize(DATA, 2, restarts=2, out=out, **FEW)
+    with pytest.raises(FileNotFoundError, match=r"open_scan\(.*\)\.best\(rank\)"):
+        dask_nmf.open_result(out)
+    with pytest.raises(FileExistsError):  # a single run has no place there
+        dask_nmf.factorize(DATA, 2, out=out, **FEW)
+    single = tmp_path / "single.zarr"
+    dask_nmf.factorize(DATA, 2, out=single, **FEW)
+    with pytest.raises(FileExistsError, match="holds the result of a single run"):
+        dask_nmf.scan(DATA, (2, 3), out=single, **FEW)
+    V = zarr.create_array(tmp_path / "V.zarr", data=DATA)
+    with pytest.raises(ValueError, match="out must lie apart from V"):
+        dask_nmf.scan(V, (2, 3), out=tmp_path / "V.zarr" / "below")
+    with pytest.raises(TypeError, match="out must be a path"):
+        dask_nmf.scan(DATA, (2, 3), out=3, **FEW)
+
+
+def test_budget_is_told_for_the_best() -> None:
+    with pytest.warns(dask_nmf.ConvergenceWarning, match="max_passes"):
+        dask_nmf.factorize(DATA, 3, restarts=2, max_passes=3, tol=1e-6)
+
+
+def test_restarts_refused() -> None:
+    W, H = np.ones((len(DATA), 2)), np.ones((2, 60))
+    with pytest.raises(ValueError, match=r"restarts must be 1 for an init of \(W0, H0\)"):
+        dask_nmf.factorize(DATA, 2, restarts=2, init=(W, H))
+    with pytest.raises(ValueError, match="callback sees the sweeps of one run"):
+        dask_nmf.factorize(DATA, 2, restarts=2, callback=print)
+    with pytest.raises(ValueError, match="restarts must be at least 1"):
+        dask_nmf.factorize(DATA, 2, restarts=0)
+    with pytest.raises(TypeError, match="seed must be an int"):
+        dask_nmf.factorize(DATA, 2, restarts=2, seed=None)  # type: ignore[arg-type]

@@ -1,0 +1,107 @@
+"""Runs over one V in streams: each stream shares its reads, and has as many runs as fit."""
+
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import zarr
+
+from dask_nmf.fitting import limit_of
+from dask_nmf.init import Given, make_start
+from dask_nmf.io import absolute, open_weighted
+from dask_nmf.lockstep import in_lockstep
+from dask_nmf.matrix import Missing, Shared
+from dask_nmf.options import parse_memory
+from dask_nmf.output import make_scan_places
+from dask_nmf.planner import plan
+from dask_nmf.plans import Plan
+from dask_nmf.result import Result
+from dask_nmf.scheduler import active_scheduler
+from dask_nmf.types import ConvergenceWarning
+from dask_nmf.watch import release
+
+_EACH = ("sums", "graph", "W", "H", "model")  # parts of a plan that each run has for itself
+_PLANNED = (
+    *("loss", "solver", "init", "max_passes", "block_rows", "fixed_H", "sum_to_one", "perturb"),
+    "held_out",
+)
+
+
+def in_streams(
+    run: Callable[..., Result],
+    V: Any,
+    ranks: Sequence[int],
+    seeds: Sequence[int],
+    out: Any,
+    memory: Any,
+    weights: Any,
+    missing: Missing,
+    options: dict[str, Any],
+) -> dict[int, list[Result]]:
+    """By rank, what `run` makes of each seed; at `out` in groups such as "rank-005/seed-0"."""
+    same = isinstance(make_start(options.get("init", "random")), Given)
+    if same and len(seeds) > 1 and not (options.get("perturb") or options.get("held_out")):
+        raise ValueError(
+            "restarts must be 1 for an init of (W0, H0), where each run would begin: give perturb= "
+            "or held_out=, which depend on the seed, or another init"
+        )
+    shared = Shared()
+    matrix = replace(open_weighted(V, missing, weights), shared=shared)
+    if matrix.weights is not None:
+        matrix = replace(matrix, weights=replace(matrix.weights, shared=shared))
+    told: dict[str, Any] = {"memory": memory, "weights": None, "missing": missing, **options}
+    planned = {name: options[name] for name in _PLANNED if name in options}
+    plans = {k: plan(matrix, k, out=out and "out", memory=memory, **planned) for k in ranks}
+    found: dict[int, list[Result]] = {k: [] for k in ranks}
+    if out is not None:
+        make_scan_places(out, ranks, matrix.uri)
+    try:
+        for stream in _streams([(k, seed) for k in ranks for seed in seeds], plans, memory):
+            calls = [
+                partial(run, matrix, k, seed=seed, out=_place(out, k, seed), **told)
+                for k, seed in stream
+            ]
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ConvergenceWarning)  # the status says it
+                results = in_lockstep(calls, shared.passing)
+            for (k, _), result in zip(stream, results, strict=True):
+                found[k].append(result)
+    finally:
+        for held in shared.held.values():
+            release(held.source)
+    return found
+
+
+def _place(out: Any, rank: int, seed: int) -> Any:
+    """Where a run's results go."""
+    if out is None:
+        return None
+    below = f"rank-{rank:03d}/seed-{seed}"
+    if isinstance(out, zarr.Group):
+        return out.require_group(below)
+    return f"{absolute(os.fspath(out)).rstrip('/')}/{below}"
+
+
+def _streams(
+    calls: list[tuple[int, int]], plans: dict[int, Plan], memory: Any
+) -> list[list[tuple[int, int]]]:
+    """The calls in as many streams as the memory asks for."""
+    limit = limit_of(None if memory is None else parse_memory(memory), active_scheduler())
+    streams: list[list[tuple[int, int]]] = [[]]
+    for call in calls:
+        longer = [*streams[-1], call]
+        if streams[-1] and limit is not None and peak_bytes(longer, plans) > limit:
+            streams.append([call])
+        else:
+            streams[-1] = longer
+    return streams
+
+
+def peak_bytes(calls: list[tuple[int, int]], plans: dict[int, Plan]) -> int:
+    """Predicted peak of one process with these runs in one stream."""
+    parts = [plans[k].parts for k, _ in calls]
+    each = sum(part[name] for part in parts for name in _EACH)
+    return each + sum(max(part[name] for part in parts) for name in parts[0] if name not in _EACH)
