@@ -159,6 +159,7 @@ def make_plan(
         parts=parts,
         kept_blocks=kept,
         nnz=matrix.nnz,
+        step_bytes=side.step_bytes if side.model else 0,
         large_factor="out" if side.W_on_disk else "memory",
         output_bytes=tall + wide,
         disk_bytes=3 * tall + wide if out else 0,

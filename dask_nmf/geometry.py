@@ -161,6 +161,7 @@ class Geometry:
             "graph": blocks * GRAPH_BYTES if self.local else 0,
             "W": max(W, start),
             "H": (H_COPIES if self.local else 2) * k * self.n * 8,
+            "sketch": 0,
             "model": 0,
         }
         if self.entrywise:
@@ -170,11 +171,13 @@ class Geometry:
                 start = start * self.nnz // (self.m * self.n)
             parts["H"] += max(3 * width * columns * 8, start) if self.local else 0
         if self.model:
-            held, between, picked = self._model(width, block)
+            held, seen, picked = self._model(width, block)
             parts["half-steps"] += self.threads * picked
             # Steps on the model are taken when no block is there.
             passing = parts["blocks"] + parts["half-steps"] + parts["sums"]
-            parts["model"] = held + max(0, between - passing) if self.local else 0
+            if self.local:
+                parts["sketch"] = held
+                parts["model"] = seen + max(0, self.step_bytes - passing)
         return parts
 
     def _slabs(self, columns: int) -> int:
@@ -206,12 +209,16 @@ class Geometry:
         return ceil(reading * self.stored)
 
     def _model(self, width: int, block: int) -> tuple[int, int, int]:
-        """Bytes of the sketch and what a pass adds to it; of the steps; and of a block's sample."""
+        """Bytes of the sketch; of what a pass adds to it; and of a block's sample."""
         k, s = self.rank, sample_size(self.m, self.rank)
         seen = 0 if s < self.m else 2 * s * k * self.itemsize
-        held = 8 * width * (s + self.n) + seen
-        between = 8 * (s * (2 * width + 15 * k) + self.n * (3 * width + 13 * k))
-        return held, between, ceil(block * s / self.m) if s < self.m else 0
+        return 8 * width * (s + self.n), seen, ceil(block * s / self.m) if s < self.m else 0
+
+    @property
+    def step_bytes(self) -> int:
+        """Of the steps on a model."""
+        k, s, width = self.rank, sample_size(self.m, self.rank), sketch_width(self.n, self.rank)
+        return 8 * (s * (2 * width + 15 * k) + self.n * (3 * width + 13 * k))
 
     def peak_bytes(self, rows: int, columns: int | None = None) -> int:
         """Projected peak of one process."""

@@ -1,15 +1,17 @@
 """Runs that take turns, and wait for each other where V is read: one read then serves them all.
 
-Each call has a thread, of which only one is at work at any time. When it asks for something to be
-computed the next one goes on; when all have asked, what they asked for is one graph, in which what
-they share is computed once.
+Each call has a thread, of which one is at work at any time, and a few more where they step aside
+for arithmetic of their own. When all have asked for something to be computed, what they asked for
+is one graph, in which what they share is computed once.
 """
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
-from dask_nmf.types import DaskArray
+import dask.array as da
+
 from dask_nmf.watch import Asked, asking, hold_all
 
 T = TypeVar("T")
@@ -20,9 +22,15 @@ class Dropped(BaseException):
 
 
 class _Turn(Generic[T]):
-    """A call in its thread: goes on when told to, until it asks for something or ends."""
+    """A call in its thread: goes on when told to, until it asks for something or ends.
 
-    def __init__(self, call: Callable[[], T]) -> None:
+    floor : held while it is at work. slots : for those at work without it.
+    """
+
+    def __init__(
+        self, call: Callable[[], T], floor: threading.Lock, slots: threading.Semaphore
+    ) -> None:
+        self._floor, self._slots = floor, slots
         self.asked: Asked | None = None
         self.ended = False
         self.error: BaseException | None = None
@@ -34,8 +42,9 @@ class _Turn(Generic[T]):
 
     def _run(self) -> None:
         self._mine.acquire()
+        self._floor.acquire()
         try:
-            with asking(self._ask):
+            with asking(self._ask, self._aside):
                 if isinstance(self._answer, BaseException):
                     raise self._answer
                 self.result = self._call()
@@ -43,24 +52,41 @@ class _Turn(Generic[T]):
             self.error = error
         finally:
             self.asked, self.ended = None, True
+            self._floor.release()
             self._theirs.release()
 
     def _ask(self, asked: Asked) -> Any:
         self.asked = asked
+        self._floor.release()
         self._theirs.release()
         self._mine.acquire()
+        self._floor.acquire()
         if isinstance(self._answer, BaseException):
             raise self._answer
         return self._answer
+
+    @contextmanager
+    def _aside(self) -> Iterator[None]:
+        self._floor.release()
+        try:
+            with self._slots:
+                yield
+        finally:
+            self._floor.acquire()
 
     def go_on(self, answer: Any = None) -> None:
         """With what it has asked for, or an error to raise there."""
         self._answer, self.asked = answer, None
         self._mine.release()
+
+    def wait(self) -> None:
+        """Until it has asked for something, or has ended."""
         self._theirs.acquire()
 
 
-def in_lockstep(calls: Sequence[Callable[[], T]], passing: dict[Any, DaskArray]) -> list[T]:
+def in_lockstep(
+    calls: Sequence[Callable[[], T]], passing: dict[Any, Any], at_once: int = 1
+) -> list[T]:
     """What the calls return.
 
     Parameters
@@ -69,21 +95,28 @@ def in_lockstep(calls: Sequence[Callable[[], T]], passing: dict[Any, DaskArray])
         What they compute by way of `watch`, and needs V, is computed at once for all.
     passing : dict
         The blocks of V, and of its weights, that they share in a pass; emptied after it.
+    at_once : int
+        Most that are at work aside.
 
     Raises
     ------
     BaseException
         The first that a call ends with; the others are ended where they stand.
     """
-    turns = [_Turn(call) for call in calls]
+    floor, slots = threading.Lock(), threading.Semaphore(at_once)
+    turns = [_Turn(call, floor, slots) for call in calls]
     answers: list[Any] = [None] * len(turns)
     going = list(turns)
     try:
         while going:
             for turn, answer in zip(going, answers, strict=True):
                 turn.go_on(answer)
-                while turn.asked is not None and not _needs(turn.asked, passing):
+            for turn in going:
+                turn.wait()
+                while turn.asked is not None and not _needs(turn.asked, passing, floor):
                     turn.go_on(_answered([turn.asked])[0])
+                    turn.wait()
+            for turn in going:
                 if turn.error is not None:
                     raise turn.error
             going = [turn for turn in going if turn.asked is not None]
@@ -93,13 +126,15 @@ def in_lockstep(calls: Sequence[Callable[[], T]], passing: dict[Any, DaskArray])
         for turn in turns:
             while not turn.ended:  # also one that has not begun
                 turn.go_on(Dropped())
+                turn.wait()
         raise
     return [turn.result for turn in turns]  # type: ignore[misc]
 
 
-def _needs(asked: Asked, passing: dict[Any, DaskArray]) -> bool:
+def _needs(asked: Asked, passing: dict[Any, Any], floor: threading.Lock) -> bool:
     """Whether V has to be read for it."""
-    names = {V.name for V in passing.values()}
+    with floor:
+        names = {V.name for V in passing.values() if isinstance(V, da.Array)}
     graphs = (x.__dask_graph__() for x in (*asked.held, *asked.collections))
     return any(names & set(getattr(graph, "layers", graph)) for graph in graphs)
 

@@ -10,11 +10,11 @@ from dask_nmf.boxes import as_dense
 from dask_nmf.csr import row_slabs
 from dask_nmf.divergences import Beta
 from dask_nmf.entrywise import hidden_values
+from dask_nmf.firstpass import first_pass, take_rows
 from dask_nmf.geometry import sample_height
 from dask_nmf.matrix import Matrix
 from dask_nmf.model import some_rows
 from dask_nmf.planner import Job
-from dask_nmf.stream import first_pass, take_rows
 from dask_nmf.tasks import inspect
 from dask_nmf.types import Array, FirstPass, Sample, Sums
 from dask_nmf.watch import compute

@@ -82,6 +82,7 @@ def _run(
     for line in repr(plan).splitlines():
         logger.info(line)
     first = once("first", FirstPass, partial(_surviving, plan, partial(look, job, matrix)))
+    first = matrix.only_once(first, (options.rank, plan.grid))
     state = run.load(first.sketch) if run else None
     if kept and kept.run.recalled and unknown(kept.identity, kept.run.record["identity"]):
         check_same(job, matrix, first.sums)

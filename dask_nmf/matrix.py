@@ -1,8 +1,10 @@
 """V behind one door, and how its blocks are read: zarr, dask, numpy or sparse; with weights."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
+from weakref import WeakValueDictionary
 
 import dask.array as da
 import numpy as np
@@ -16,7 +18,7 @@ from dask_nmf.layout import is_mapped, stored_share
 from dask_nmf.reader import Reader
 from dask_nmf.sparse import not_as_told, regrouped, unlike
 from dask_nmf.stream import from_boxes
-from dask_nmf.types import AnyArray, Array, DaskArray, working_dtype
+from dask_nmf.types import AnyArray, Array, DaskArray, FirstPass, working_dtype
 
 _SLAB_BYTES = 2**22  # of a block in float64, that is checked beside its weights
 
@@ -27,11 +29,13 @@ Missing = Literal["error", "zero", "nan"]
 class Shared:
     """What runs have in common that go over V in step.
 
-    passing : blocks of V, until the pass is over. held : V in the workers' memory, if it was here.
+    passing : blocks of V, and products of them, until the pass is over. held : V in the workers'
+    memory, if it was here. first : what first passes have found, as long as a run needs it.
     """
 
-    passing: dict[Any, DaskArray] = field(default_factory=dict)
+    passing: dict[Any, Any] = field(default_factory=dict)
     held: dict[Any, "Matrix"] = field(default_factory=dict)
+    first: WeakValueDictionary[Any, FirstPass] = field(default_factory=WeakValueDictionary)
 
 
 @dataclass(frozen=True)
@@ -175,13 +179,23 @@ class Matrix:
         return V.map_blocks(perturbed, self.drawn, self._flipped, token="nmf-perturb", **told)
 
     def _shared_blocks(self, grid: Grid, dtype: np.dtype[Any]) -> DaskArray:
-        if self.shared is None:
-            return self._blocks(grid, dtype)
         key = self.name, self.transposed, self.checked, grid, dtype
-        made = self.shared.passing
-        if key not in made:
-            made[key] = self._blocks(grid, dtype)
-        return made[key]
+        V: DaskArray = self.in_pass(key, lambda: self._blocks(grid, dtype))
+        return V
+
+    def in_pass(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What is made once in a pass, for all runs that share it."""
+        if self.shared is None:
+            return make()
+        if key not in self.shared.passing:
+            self.shared.passing[key] = make()
+        return self.shared.passing[key]
+
+    def only_once(self, first: FirstPass, key: Any) -> FirstPass:
+        """The sketch of a first pass, or the same one that another run has in memory."""
+        if self.shared is None or first.sketch is None:
+            return first
+        return self.shared.first.setdefault((key, self.transposed, self.drawn), first)
 
     @property
     def _flipped(self) -> bool:

@@ -37,12 +37,12 @@ _SAMPLE_STEPS = 2  # trusted at first of a model that is a sample
 
 
 # --------------------------------------------------------------------------- what is collected
-def sample_rows(m: int, rank: int, seed: int) -> Array | None:
-    """Which rows, ascending; None for all. They depend on (seed, m, rank) only."""
+def sample_rows(m: int, rank: int) -> Array | None:
+    """Which rows, ascending; None for all. They depend on (m, rank) only: restarts share them."""
     size = sample_size(m, rank)
     if size == m:
         return None
-    return some_rows(m, size, seed)
+    return some_rows(m, size, seed=0)
 
 
 def some_rows(m: int, size: int, seed: int) -> Array:
@@ -50,9 +50,9 @@ def some_rows(m: int, size: int, seed: int) -> Array:
     return _some(_random(seed, 1), m, size)
 
 
-def directions(n: int, rank: int, seed: int, dtype: np.dtype[np.floating]) -> Array:
-    """G (n, l): what V is multiplied with in the first pass."""
-    return _random(seed, 2).standard_normal((n, sketch_width(n, rank))).astype(dtype)
+def directions(n: int, rank: int, dtype: np.dtype[np.floating]) -> Array:
+    """G (n, l): what V is multiplied with in the first pass; the same for all restarts."""
+    return _random(0, 2).standard_normal((n, sketch_width(n, rank))).astype(dtype)
 
 
 def _random(seed: int, purpose: int) -> np.random.Generator:

@@ -77,6 +77,7 @@ class Plan:
     disk_bytes: int
     nnz: int | None = None
     seconds: float | None = None
+    step_bytes: int = 0
     advice: tuple[str, ...] = ()
 
     @property

@@ -22,10 +22,8 @@ from dask_nmf.solvers import MU, Solver
 from dask_nmf.sparse import regrouped
 from dask_nmf.tasks import (
     add,
-    chosen_rows,
     factor_dtype,
     improve_block,
-    inspect,
     partial_gram,
     partial_product,
     partial_residual,
@@ -34,7 +32,7 @@ from dask_nmf.tasks import (
     write_rows,
 )
 from dask_nmf.terms import NO_TERM, Term
-from dask_nmf.types import AnyArray, Array, DaskArray, FirstPass, Products, Seen, Sketch, Sums
+from dask_nmf.types import AnyArray, Array, DaskArray, Products, Seen
 from dask_nmf.watch import active_client, compute, hold
 
 _SMALL = 2**23  # bytes that go to a cluster with a graph, without its warning
@@ -210,18 +208,6 @@ def sweep(
     return W, Seen(H, made, *seen)
 
 
-def take_rows(X: DaskArray, rows: Array | None) -> DaskArray:
-    """Those rows of X, all for None; in the blocks that they lie in."""
-    if rows is None:
-        return X
-    edges = np.cumsum([0, *X.chunks[0]])
-    counts = np.diff(np.searchsorted(rows, edges))
-    chunks = (tuple(counts.tolist()), *X.chunks[1:])
-    return X.map_blocks(
-        chosen_rows, rows, dtype=X.dtype, chunks=chunks, meta=X._meta, token="nmf-chosen-rows"
-    )
-
-
 def _over(V: DaskArray, W: DaskArray, H: Array, residual: bool) -> DaskArray:
     return _residual_products(V, W, H) if residual else matmul(W.T, V)
 
@@ -250,48 +236,6 @@ def squared_residual(V: DaskArray, W: DaskArray, H: Array) -> float:
     """||V - W @ H||^2 in float64, block by block: one pass."""
     (over_V,) = compute(_residual_products(V, W, H))
     return float(over_V[-1].sum())
-
-
-def first_pass(V: DaskArray, G: Array | None = None, rows: Array | None = None) -> FirstPass:
-    """Sum V; with G (n, l), sketch V or those rows of it: one pass.
-
-    Raises
-    ------
-    ValueError
-        When V's squares overflow.
-    """
-    sizes = tuple((size,) * blocks for size, blocks in zip((1, 4), V.numblocks, strict=True))
-    found = V.map_blocks(
-        inspect, dtype=np.float64, chunks=sizes, meta=np.empty((0, 0)), token="nmf-inspect"
-    )
-    sketched: tuple[DaskArray, ...] = ()
-    if G is not None:
-        V_s = take_rows(V, rows)
-        Y = matmul(V_s, G)
-        sketched = Y, matmul(Y.T, V_s)
-    found, *sketched_ = compute(found, *sketched)
-    found = found.reshape(-1, 4)
-    with np.errstate(over="ignore"):
-        total, squares, mixed = (float(x) for x in found[:, [0, 1, 3]].sum(axis=0))
-    sums = Sums(total, squares, float(found[:, 2].max()), mixed)
-    _check_range(sums, V.dtype)
-    if G is None:
-        return FirstPass(sums)
-    Y, YtV = (x.astype(np.float64) for x in sketched_)
-    return FirstPass(sums, Sketch(rows, len(Y) / V.shape[0], Y, YtV))
-
-
-def _check_range(sums: Sums, dtype: np.dtype[Any]) -> None:
-    """Refuse V so large or small that the products of the half-steps leave the dtype's range."""
-    info = np.finfo(dtype)
-    norm = np.sqrt(sums.squares)
-    low, high = float(info.tiny) ** 0.5, float(info.max) ** 0.5
-    if sums.squares and not (norm < high and sums.maximum > low):
-        raise ValueError(
-            f"V's norm is {norm:.3g} and its largest entry {sums.maximum:.3g}; products in {dtype} "
-            f"need a norm below {high:.1g} and an entry above {low:.1g}: multiply V by a constant "
-            "(the factors scale with it)"
-        )
 
 
 # ------------------------------------------------------------------------------ graph building

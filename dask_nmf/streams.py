@@ -24,6 +24,7 @@ from dask_nmf.types import ConvergenceWarning
 from dask_nmf.watch import release
 
 _EACH = ("sums", "graph", "W", "H", "model")  # parts of a plan that each run has for itself
+_OF_RANK = ("sketch",)  # those that runs of a rank share, of a V that they see alike
 _PLANNED = (
     *("loss", "solver", "init", "max_passes", "block_rows", "fixed_H", "sum_to_one", "perturb"),
     "held_out",
@@ -59,14 +60,16 @@ def in_streams(
     if out is not None:
         make_scan_places(out, ranks, matrix.uri)
     try:
-        for stream in _streams([(k, seed) for k in ranks for seed in seeds], plans, memory):
+        runs = [(k, seed) for k in ranks for seed in seeds]
+        for stream in _streams(runs, plans, memory, alike=not options.get("perturb")):
             calls = [
                 partial(run, matrix, k, seed=seed, out=_place(out, k, seed), **told)
                 for k, seed in stream
             ]
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ConvergenceWarning)  # the status says it
-                results = in_lockstep(calls, shared.passing)
+                at_once = min(_steps_at_once(plans[k]) for k, _ in stream)
+                results = in_lockstep(calls, shared.passing, at_once)
             for (k, _), result in zip(stream, results, strict=True):
                 found[k].append(result)
     finally:
@@ -86,22 +89,34 @@ def _place(out: Any, rank: int, seed: int) -> Any:
 
 
 def _streams(
-    calls: list[tuple[int, int]], plans: dict[int, Plan], memory: Any
+    calls: list[tuple[int, int]], plans: dict[int, Plan], memory: Any, alike: bool
 ) -> list[list[tuple[int, int]]]:
     """The calls in as many streams as the memory asks for."""
     limit = limit_of(None if memory is None else parse_memory(memory), active_scheduler())
     streams: list[list[tuple[int, int]]] = [[]]
     for call in calls:
         longer = [*streams[-1], call]
-        if streams[-1] and limit is not None and peak_bytes(longer, plans) > limit:
+        if streams[-1] and limit is not None and peak_bytes(longer, plans, alike) > limit:
             streams.append([call])
         else:
             streams[-1] = longer
     return streams
 
 
-def peak_bytes(calls: list[tuple[int, int]], plans: dict[int, Plan]) -> int:
-    """Predicted peak of one process with these runs in one stream."""
+def peak_bytes(calls: list[tuple[int, int]], plans: dict[int, Plan], alike: bool) -> int:
+    """Predicted peak of one process with these runs in one stream.
+
+    alike : whether they see the same V, and so have the same sketch.
+    """
     parts = [plans[k].parts for k, _ in calls]
-    each = sum(part[name] for part in parts for name in _EACH)
-    return each + sum(max(part[name] for part in parts) for name in parts[0] if name not in _EACH)
+    ranks = {k: plans[k].parts for k, _ in calls}.values() if alike else parts
+    peak = sum(part[name] for part in parts for name in _EACH)
+    peak += sum(part[name] for part in ranks for name in _OF_RANK)
+    once = [name for name in parts[0] if name not in _EACH + _OF_RANK]
+    return peak + sum(max(part[name] for part in parts) for name in once)
+
+
+def _steps_at_once(plan: Plan) -> int:
+    """How many runs may make steps on a model beside each other, in the room of a pass."""
+    room = sum(plan.parts[name] for name in ("blocks", "half-steps", "sums"))
+    return max(1, min(os.cpu_count() or 1, room // max(1, plan.step_bytes)))

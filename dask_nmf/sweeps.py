@@ -8,6 +8,7 @@ import numpy as np
 
 from dask_nmf.checkpoint import Run
 from dask_nmf.descent import after, extrapolate
+from dask_nmf.firstpass import first_pass
 from dask_nmf.losses import Frobenius, cancellation, relative
 from dask_nmf.matrix import Matrix
 from dask_nmf.model import directions, first_trust, look_ahead, look_from_start, sample_rows
@@ -15,7 +16,7 @@ from dask_nmf.newton import Newton
 from dask_nmf.planner import Job
 from dask_nmf.simplex import closed
 from dask_nmf.solvers import LookAhead, Solver, half_step
-from dask_nmf.stream import first_pass, products, squared_residual, sweep
+from dask_nmf.stream import products, squared_residual, sweep
 from dask_nmf.terms import Term, Terms
 from dask_nmf.types import (
     Ahead,
@@ -30,6 +31,7 @@ from dask_nmf.types import (
     SweepRecord,
     working_dtype,
 )
+from dask_nmf.watch import aside
 
 
 def look_first(job: Job, matrix: Matrix) -> FirstPass:
@@ -37,9 +39,9 @@ def look_first(job: Job, matrix: Matrix) -> FirstPass:
     options, solver = job.options, job.solver
     V, G, rows = matrix.blocks(job.plan.grid), None, None
     if isinstance(solver, LookAhead) and solver.model:
-        G = directions(V.shape[1], options.rank, options.seed, V.dtype)
-        rows = sample_rows(V.shape[0], options.rank, options.seed)
-    return first_pass(V, G, rows)
+        G = directions(V.shape[1], options.rank, V.dtype)
+        rows = sample_rows(V.shape[0], options.rank)
+    return first_pass(V, G, rows, matrix.in_pass)
 
 
 def begin(job: Job, matrix: Matrix, first: FirstPass, once: Once) -> State:
@@ -54,7 +56,8 @@ def begin(job: Job, matrix: Matrix, first: FirstPass, once: Once) -> State:
     if isinstance(solver, LookAhead):
         state = replace(state, ahead=Ahead(first_trust(sketch, solver.steps), sketch))
         if sketch is not None and start.blind:
-            found = look_from_start(sketch, H, sums, options.seed, job.side_terms)
+            with aside():
+                found = look_from_start(sketch, H, sums, options.seed, job.side_terms)
             state = _moved(state, sketch, *found)
     elif plan.transposed:
         made = once("products", Products, lambda: products(matrix.blocks(plan.grid), W))
@@ -149,7 +152,8 @@ def _next_point(state: State, solver: Solver, sums: Sums, terms: Terms) -> tuple
     if state.products is not None:
         return state.W, _half_step(solver, state.H, state.products, terms.H)
     if ahead is not None and ahead.sketch is not None and ahead.seen is not None:
-        leap = look_ahead(ahead.sketch, ahead.seen, state.H, sums, ahead.trust.steps, terms)
+        with aside():
+            leap = look_ahead(ahead.sketch, ahead.seen, state.H, sums, ahead.trust.steps, terms)
         state = _moved(state, ahead.sketch, *leap)
     elif ahead is not None and ahead.H_before is not None:
         H = extrapolate(state.H, ahead.H_before, ahead.trust.momentum)

@@ -47,6 +47,7 @@ from dask_nmf.types import (
     SweepRecord,
     Trust,
 )
+from dask_nmf.watch import aside
 
 _STEPS_ON_SAMPLE, _LEAST_GAIN = 30, 1e-3  # of the loss: a step that gains less ends them
 _FLOOR = 1e-2  # of H's mean: an entry may be of a column that the sample does not have
@@ -62,7 +63,8 @@ def begin(job: Job, matrix: Matrix, first: FirstPass, once: Once) -> State:
     if first.sample is not None:
         V_s = _rows_of(first.sample, V.shape[1])
         problem = _problem(job, first.sums).on_share(V_s.shape[0] / V.shape[0])
-        row, H = _from_sample(V_s, first.sample.weights, H, problem)
+        with aside():
+            row, H = _from_sample(V_s, first.sample.weights, H, problem)
         same = _SameRows((V.shape[0], job.options.rank), row.astype(W.dtype))
         W, H = from_rows(same, V.chunks[0]), H.astype(W.dtype)
     return State(W, H, passes=plan.passes_before, next=Next(H, H, trust))

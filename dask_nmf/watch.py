@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import islice
@@ -45,14 +45,27 @@ class Asked:
 _asking: ContextVar[Callable[[Asked], Any] | None] = ContextVar("asking", default=None)
 
 
+_stepping: ContextVar[Callable[[], AbstractContextManager[None]]] = ContextVar(
+    "stepping", default=nullcontext
+)
+
+
 @contextmanager
-def asking(ask: Callable[[Asked], Any]) -> Iterator[None]:
-    """Have this thread's computes go by way of `ask`."""
-    before = _asking.set(ask)
+def asking(
+    ask: Callable[[Asked], Any], step: Callable[[], AbstractContextManager[None]]
+) -> Iterator[None]:
+    """Have this thread's computes go by way of `ask`, and `aside` by way of `step`."""
+    before, stepped = _asking.set(ask), _stepping.set(step)
     try:
         yield
     finally:
         _asking.reset(before)
+        _stepping.reset(stepped)
+
+
+def aside() -> AbstractContextManager[None]:
+    """Let other runs go on meanwhile: what is done inside touches nothing that they share."""
+    return _stepping.get()()
 
 
 def compute(*collections: Any) -> tuple[Any, ...]:

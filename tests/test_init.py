@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from sklearn.decomposition._nmf import _initialize_nmf
 
 import dask_nmf
+from dask_nmf.firstpass import first_pass
 from dask_nmf.init import NNDSVD, Given, NormalRows, Random, singular_triplets
-from dask_nmf.stream import first_pass
 from tests.conftest import Array, low_rank
 
 

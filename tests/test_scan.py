@@ -117,13 +117,13 @@ def test_streams_within_the_memory(tmp_path: Path) -> None:
     V = zarr.create_array(tmp_path / "V.zarr", data=low_rank(300, 2_000, 3), chunks=(50, 2_000))
     plans = {k: dask_nmf.plan(V, k, out="out") for k in (2, 20)}
     calls = [(k, s) for k in plans for s in range(10)]
-    most = streams.peak_bytes(calls, plans)
-    assert streams._streams(calls, plans, most) == [calls]
-    several = streams._streams(calls, plans, most - 2**20)
+    most = streams.peak_bytes(calls, plans, True)
+    assert streams._streams(calls, plans, most, True) == [calls]
+    several = streams._streams(calls, plans, most - 2**20, True)
     assert len(several) > 1
     assert [call for stream in several for call in stream] == calls
     for stream in several:
-        assert streams.peak_bytes(stream, plans) <= most - 2**20
+        assert streams.peak_bytes(stream, plans, True) <= most - 2**20
 
 
 def test_what_it_says() -> None:

@@ -26,11 +26,11 @@ from dask_nmf import HALS, MU, SweepRecord, factorize, fitting
 from dask_nmf.blas import one_blas_thread
 from dask_nmf.blocks import Grid
 from dask_nmf.descent import LowRank
+from dask_nmf.firstpass import first_pass
 from dask_nmf.geometry import sample_size, sketch_width
 from dask_nmf.init import Random
 from dask_nmf.io import open_matrix
 from dask_nmf.solvers import LookAhead, Solver
-from dask_nmf.stream import first_pass
 from dask_nmf.types import Array
 from tests.benchmarks.common import table
 from tests.benchmarks.sets import SETS, Named
