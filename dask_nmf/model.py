@@ -32,7 +32,8 @@ _MORE_STEPS = 75  # on all rows
 _SAME = 1e-5  # two tries that end with squared errors so close have found what there is
 _LEAST_GAIN = 4e-7  # of the squared error: a step that gains less is not worth its time;
 _LEAST_GAIN_OF_SAMPLE = 2e-5  # nor this one, where the model itself is less sure
-_GAIN = 5e-3  # nor this share of what the steps since the last pass have gained
+_GAIN = 5e-3  # nor this share of what the steps since the last pass have gained,
+_START_GAIN = 1e-3  # or since the start
 _SAMPLE_STEPS = 2  # trusted at first of a model that is a sample
 
 
@@ -88,7 +89,7 @@ def look_from_start(
     while len(tried) > 1:
         ended: list[tuple[float, Array, Array]] = []
         for _, W, H in tried:
-            W, H = few.descend(W, H, _START_STEPS, least)
+            W, H = few.descend(W, H, _START_STEPS, least, _START_GAIN)
             ended.append((few.value(few.products(W), W, H), W, H))
             ended.sort(key=lambda end: end[0])
             if len(ended) > 1 and ended[1][0] <= (1 + _SAME) * ended[0][0]:
@@ -96,7 +97,7 @@ def look_from_start(
                 break
         tried = ended[: max(1, len(tried) // 2)]
     H = tried[0][2]
-    return model.descend(model.best_W(H), H, _MORE_STEPS, least)
+    return model.descend(model.best_W(H), H, _MORE_STEPS, least, _START_GAIN)
 
 
 def look_ahead(
