@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from dask_nmf.rechunking import rechunk
     from dask_nmf.result import Result
     from dask_nmf.scanning import scan
-    from dask_nmf.scans import Scan
+    from dask_nmf.scans import Consensus, Scan
     from dask_nmf.solvers import HALS, MU, LookAhead
     from dask_nmf.stopping import Status
     from dask_nmf.stream import update_H, update_W
@@ -46,6 +46,7 @@ logging.getLogger(__name__).addHandler(logging.NullHandler())
 _HOME = {
     "Beta": "divergences",
     "ClusterLost": "errors",
+    "Consensus": "scans",
     "ConvergenceWarning": "types",
     "HALS": "solvers",
     "LookAhead": "solvers",
@@ -80,6 +81,7 @@ __all__ = [
     "NNDSVD",
     "Beta",
     "ClusterLost",
+    "Consensus",
     "ConvergenceWarning",
     "LookAhead",
     "Newton",

@@ -20,11 +20,13 @@ from dask_nmf.plans import Plan
 from dask_nmf.result import Result
 from dask_nmf.scans import Scan
 from dask_nmf.scheduler import active_scheduler
+from dask_nmf.transforming import transform
 from dask_nmf.types import ConvergenceWarning
 from dask_nmf.watch import release
 
 _EACH = ("sums", "graph", "W", "H", "model")  # parts of a plan that each run has for itself
 _PLANNED = ("loss", "solver", "init", "max_passes", "block_rows", "fixed_H", "sum_to_one")
+_REFIT = ("loss", "alpha_W", "l1_ratio", "sum_to_one")
 _OURS = {"rank", "seed", "out", "callback", "memory", "weights", "missing"}
 
 
@@ -91,12 +93,13 @@ def scan(
     seeds = range(seed, seed + check_int("restarts", restarts, 1))
     wanted = _ranks(ranks)
     shared = Shared()
-    matrix = replace(open_weighted(V, missing, weights), shared=shared)
+    opened = open_weighted(V, missing, weights)
+    matrix = replace(opened, shared=shared)
     if matrix.weights is not None:
         matrix = replace(matrix, weights=replace(matrix.weights, shared=shared))
     told: dict[str, Any] = {"memory": memory, **options}
-    planned = {name: told[name] for name in _PLANNED if name in told}
-    plans = {k: plan(matrix, k, out=out and "out", memory=memory, **planned) for k in wanted}
+    planned = {"out": out and "out", "memory": memory, **_some(options, _PLANNED)}
+    plans = {k: plan(matrix, k, **planned) for k in wanted}
     found: dict[int, list[Result]] = {k: [] for k in wanted}
     try:
         for stream in _streams([(k, s) for k in wanted for s in seeds], plans, memory):
@@ -109,7 +112,12 @@ def scan(
     finally:
         for held in shared.held.values():
             release(held.source)
-    return Scan({k: tuple(results) for k, results in found.items()})
+    refit = partial(transform, opened, memory=memory, **_some(options, _REFIT))
+    return Scan({k: tuple(results) for k, results in found.items()}, refit)
+
+
+def _some(options: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: options[name] for name in names if name in options}
 
 
 def _run(V: Matrix, rank: int, seed: int, out: Any, options: dict[str, Any]) -> Result:
