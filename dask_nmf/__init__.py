@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from dask_nmf.output import open_result
     from dask_nmf.planner import plan
     from dask_nmf.plans import Plan
+    from dask_nmf.plots import plot_components, plot_consensus, plot_ranks
     from dask_nmf.rechunking import rechunk
     from dask_nmf.result import Result
     from dask_nmf.scanning import scan
@@ -68,6 +69,9 @@ _HOME = {
     "open_result": "output",
     "oracle": "oracle",
     "plan": "planner",
+    "plot_components": "plots",
+    "plot_consensus": "plots",
+    "plot_ranks": "plots",
     "rechunk": "rechunking",
     "scan": "scanning",
     "transform": "transforming",
@@ -100,6 +104,9 @@ __all__ = [
     "open_result",
     "oracle",
     "plan",
+    "plot_components",
+    "plot_consensus",
+    "plot_ranks",
     "rechunk",
     "scan",
     "transform",

@@ -21,7 +21,7 @@ ORDER = (
     "model stopping tasks stream matrix io constraints survey init plans advice fitting "
     "planner transforming looking result fingerprint packing commits checkpoint output "
     "rechunking sorting sources matrixmarket files converting resume sweeps visits loop "
-    "driver lockstep evidence scans scanning cli"
+    "driver lockstep evidence scans plots scanning cli"
 )
 
 
