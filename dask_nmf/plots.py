@@ -54,7 +54,7 @@ def plot_ranks(scan: Scan, ax: "Axes | None" = None) -> "Axes":
         for name, style, label in (("stability", "-", "mean"), ("stability_least", ":", "least")):
             found = [row[name] for row in rows]
             lines += right.plot(ranks, found, style, color="C1", label=f"stability, {label}")
-        right.set_ylim(top=1.02)
+        right.set_ylim(min(0.0, *(row["stability_least"] for row in rows)) - 0.05, 1.05)
         right.set_ylabel("stability of components: silhouette", color="C1")
     names = [str(line.get_label()) for line in lines]
     above = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": 2, "frameon": False}

@@ -78,6 +78,7 @@ def test_errors_and_stability_against_rank(found: dask_nmf.Scan) -> None:
     assert drawn["stability, least"].tolist() == [[k, stable[k].min()] for k in errors]
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("rank", "||V - W H|| / ||V||")
     assert "silhouette" in right.get_ylabel()
+    assert right.get_ylim() == (min(0, *(x.min() for x in stable.values())) - 0.05, 1.05)
     told = [text.get_text() for text in ax.get_legend().get_texts()]
     assert sorted(told) == sorted([*_lines(left), *_lines(right)])
     assert all(tick == int(tick) for tick in ax.get_xticks())
