@@ -41,17 +41,18 @@ def plot_ranks(scan: Scan, ax: "Axes | None" = None) -> "Axes":
     rows = sorted(scan._rows(), key=lambda row: int(row["rank"]))
     ranks = [row["rank"] for row in rows]
     runs = [(rank, result.error) for rank in ranks for result in scan.runs(rank)]
-    lines = ax.plot(ranks, [row["error"] for row in rows], color="C0", label="error, best run")
+    best = [row["error"] for row in rows]
+    lines = ax.plot(ranks, best, ".-", color="C0", label="error, best run")
     lines += ax.plot(*zip(*runs, strict=True), ".", color="C0", alpha=0.5, label="error, each run")
     if any(row["held_out"] is not None for row in rows):
         hidden = [row["held_out"] for row in rows]
-        lines += ax.plot(ranks, hidden, "--", color="C0", label="error, hidden entries")
-    ax.set_xlabel("rank")
-    ax.locator_params(axis="x", integer=True)
+        lines += ax.plot(ranks, hidden, ".--", color="C0", label="error, hidden entries")
+    ax.set(xlabel="rank", xlim=(ranks[0] - 0.5, ranks[-1] + 0.5))
+    ax.locator_params(axis="x", integer=True, min_n_ticks=1)
     ax.set_ylabel(_error_of(scan), color="C0")
     if all("stability" in row for row in rows):
         right = ax.twinx()
-        for name, style, label in (("stability", "-", "mean"), ("stability_least", ":", "least")):
+        for name, style, label in (("stability", ".-", "mean"), ("stability_least", ".:", "least")):
             found = [row[name] for row in rows]
             lines += right.plot(ranks, found, style, color="C1", label=f"stability, {label}")
         right.set_ylim(min(0.0, *(row["stability_least"] for row in rows)) - 0.05, 1.05)

@@ -96,6 +96,8 @@ def test_hidden_entries_and_other_losses_are_drawn_too() -> None:
     ax = dask_nmf.plot_ranks(euclidean, Figure().subplots())
     assert ax.get_ylabel() == "||V - W H|| / ||V||"
     assert len(ax.figure.axes) == 1  # one run says nothing about stability
+    assert [tick for tick in ax.get_xticks() if 1.5 <= tick <= 2.5] == [2]
+    assert all(line.get_marker() == "." for line in ax.get_lines())  # a line of one rank is none
 
 
 def test_consensus_is_in_blocks_where_the_runs_agree() -> None:
