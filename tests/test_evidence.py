@@ -77,6 +77,9 @@ def test_consensus_leaves_out_what_stands_alone() -> None:
         median = np.median(members / lengths[:, None], axis=0)
         wanted = np.median(lengths) * median / np.linalg.norm(median)
         np.testing.assert_allclose(H, wanted, rtol=1e-12)
+    other = np.array([2, 0, 3, 1])[groups]  # what the groups are called does not matter
+    again, _ = consensus(components, norms, other, distances(components), 0.1)
+    assert (again == found).all()
     all_of_them = consensus(components, norms, groups, distances(components), 0.0)
     assert all_of_them[1] == 0  # a group keeps what it would lose as a whole
 
@@ -84,7 +87,9 @@ def test_consensus_leaves_out_what_stands_alone() -> None:
 def test_aligned_is_the_order_of_the_first() -> None:
     Hs, orders = _runs(5, 4, 3, 30, 0.01)
     components = [directions_of(H) for H in Hs]
-    found = aligned(components, matched(components))
+    groups = matched(components)
+    found = aligned(components, groups)
+    assert (aligned(components, np.array([1, 2, 0])[groups]) == found).all()
     for run, order, H in zip(found, orders, components, strict=True):
         assert (run == H[np.argsort(order)[orders[0]]]).all()
 
