@@ -27,10 +27,11 @@ if TYPE_CHECKING:
     from dask_nmf.output import open_result
     from dask_nmf.planner import plan
     from dask_nmf.plans import Plan
+    from dask_nmf.plots import plot_components, plot_consensus, plot_ranks
     from dask_nmf.rechunking import rechunk
     from dask_nmf.result import Result
     from dask_nmf.scanning import scan
-    from dask_nmf.scans import Scan
+    from dask_nmf.scans import Consensus, Scan
     from dask_nmf.solvers import HALS, MU, LookAhead
     from dask_nmf.stopping import Status
     from dask_nmf.stream import update_H, update_W
@@ -46,6 +47,7 @@ logging.getLogger(__name__).addHandler(logging.NullHandler())
 _HOME = {
     "Beta": "divergences",
     "ClusterLost": "errors",
+    "Consensus": "scans",
     "ConvergenceWarning": "types",
     "HALS": "solvers",
     "LookAhead": "solvers",
@@ -68,6 +70,9 @@ _HOME = {
     "open_scan": "scanning",
     "oracle": "oracle",
     "plan": "planner",
+    "plot_components": "plots",
+    "plot_consensus": "plots",
+    "plot_ranks": "plots",
     "rechunk": "rechunking",
     "scan": "scanning",
     "transform": "transforming",
@@ -81,6 +86,7 @@ __all__ = [
     "NNDSVD",
     "Beta",
     "ClusterLost",
+    "Consensus",
     "ConvergenceWarning",
     "LookAhead",
     "Newton",
@@ -100,6 +106,9 @@ __all__ = [
     "open_scan",
     "oracle",
     "plan",
+    "plot_components",
+    "plot_consensus",
+    "plot_ranks",
     "rechunk",
     "scan",
     "transform",

@@ -1,8 +1,10 @@
 """`factorize`: one run, or the best of several that share their reads of V."""
 
 import warnings
+from functools import partial
 from typing import Any
 
+from dask_nmf.io import open_weighted
 from dask_nmf.losses import Loss
 from dask_nmf.matrix import Missing
 from dask_nmf.newton import AnySolver
@@ -166,6 +168,7 @@ def factorize(
     True
     """
     told: dict[str, Any] = {
+        "memory": memory,
         "overwrite": overwrite,
         "checkpoint_every": checkpoint_every,
         "loss": loss,
@@ -184,12 +187,15 @@ def factorize(
         "block_rows": block_rows,
     }
     if check_int("restarts", restarts, 1) == 1:
-        once = {"weights": weights, "missing": missing, "memory": memory, "seed": seed}
-        return run(V, rank, out=out, callback=callback, **once, **told)
+        more = {"weights": weights, "missing": missing, "seed": seed, "callback": callback}
+        return run(V, rank, out=out, **more, **told)
     if callback is not None:
         raise ValueError("callback sees the sweeps of one run: it needs restarts=1")
     seeds = range(check_int("seed", seed, 0), seed + restarts)
-    found = in_streams(run, V, [rank], seeds, out, memory, weights, missing, told)
+    opened = open_weighted(V, missing, weights)
+    found = in_streams(
+        partial(run, weights=None, missing=missing), opened, [rank], seeds, out, told
+    )
     best = min(found[rank], key=last_loss)
     if best.status in (Status.MAX_PASSES, Status.MAX_SECONDS) and tol > 0:
         warnings.warn(not_converged(best), ConvergenceWarning, stacklevel=2)

@@ -74,39 +74,58 @@ def silhouettes(apart: Array, groups: Array) -> Array:
     return np.asarray((each @ member) / sizes)
 
 
-def cophenetic(Hs: list[Array]) -> float:
-    """The cophenetic correlation of the consensus on which columns of V go together.
+def together(Hs: list[Array]) -> Array:
+    """The consensus on which columns of V go together: a square of at most 1000 of them.
 
     Two columns go together in a run if the same component is largest in both; the consensus is the
-    share of the runs in which they do. 1 where all runs agree.
+    share of the runs in which they do.
     Source: Brunet et al. 2004.
     """
     n = Hs[0].shape[1]
     random = np.random.Generator(np.random.Philox(key=np.array([n, 7], dtype=np.uint64)))
     columns = np.sort(random.choice(n, min(n, _COLUMNS), replace=False))
-    together = np.zeros((len(columns), len(columns)))
+    total = np.zeros((len(columns), len(columns)))
     for H in Hs:
         largest = directions_of(H)[:, columns].argmax(axis=0)
-        together += largest[:, None] == largest
-    apart = squareform(1 - together / len(Hs), checks=False)
+        total += largest[:, None] == largest
+    return total / len(Hs)
+
+
+def cophenetic(Hs: list[Array]) -> float:
+    """The cophenetic correlation of the consensus on which columns go together.
+
+    1 where all runs agree. Source: Brunet et al. 2004.
+    """
+    apart = squareform(1 - together(Hs), checks=False)
     if len(apart) < 2 or np.ptp(apart) == 0:
         return 1.0
     return float(cophenet(average(apart), apart)[0])
 
 
-def consensus(components: list[Array], groups: Array, apart: Array, most: float) -> Array:
+def consensus(
+    components: list[Array], norms: Array, groups: Array, apart: Array, most: float
+) -> tuple[Array, int]:
     """The median component of each group, (k, n), without components that have no neighbours.
 
-    A component is left out whose mean distance to the nearest 30 % of as many as there are runs is
-    above `most`; a group that loses all of them keeps them.
-    Source: Kotliar et al. 2019 (cNMF), "Determining consensus programs".
+    In the order of the first run's components, each with the median norm of its group. A component
+    is left out whose mean distance to the nearest 30 % of as many as there are runs is above
+    `most`; a group that would lose all of them keeps them. Second: how many are left out.
+    norms : (R, k). Source: Kotliar et al. 2019 (cNMF), "Determining consensus programs".
     """
-    every, labels = np.vstack(components), groups.ravel()
+    every = np.stack(components)
     near = max(1, round(0.3 * len(components)))
     lone = np.sort(apart, axis=1)[:, 1 : near + 1].mean(axis=1) > most
-    rows = []
-    for group in range(groups.shape[1]):
-        members = labels == group
-        kept = members & ~lone
-        rows.append(np.median(every[kept if kept.any() else members], axis=0))
-    return np.array(rows)
+    rows, used = [], 0
+    for group in groups[0]:
+        members = groups == group
+        kept = members & ~lone.reshape(groups.shape)
+        kept = kept if kept.any() else members
+        rows.append(np.median(norms[kept]) * directions_of(np.median(every[kept], 0)[None])[0])
+        used += int(kept.sum())
+    return np.array(rows), groups.size - used
+
+
+def aligned(components: list[Array], groups: Array) -> Array:
+    """The components, (R, k, n), of each run in the order of the first one's."""
+    places = np.argsort(groups, axis=1)[:, groups[0]]
+    return np.stack([H[own] for H, own in zip(components, places, strict=True)])

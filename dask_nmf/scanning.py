@@ -1,15 +1,19 @@
 """Many runs over one V, ranks x restarts, that share each read of it."""
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 from dask_nmf.driver import factorize
+from dask_nmf.io import open_weighted
 from dask_nmf.matrix import Missing
 from dask_nmf.options import check_int
 from dask_nmf.output import find_group, open_result, scan_places
 from dask_nmf.scans import Scan
 from dask_nmf.streams import in_streams
+from dask_nmf.transforming import transform
 
+_REFIT = ("loss", "alpha_W", "l1_ratio", "sum_to_one")
 _OURS = {"rank", "seed", "out", "callback", "memory", "weights", "missing"}
 
 
@@ -74,8 +78,12 @@ def scan(
         raise TypeError(f"scan does not take {', '.join(clash)}: see ranks=, restarts=, seed=")
     seed = check_int("seed", seed, 0)
     seeds = range(seed, seed + check_int("restarts", restarts, 1))
-    found = in_streams(factorize, V, _ranks(ranks), seeds, out, memory, weights, missing, options)
-    return Scan({rank: tuple(results) for rank, results in found.items()})
+    opened = open_weighted(V, missing, weights)
+    told = {"memory": memory, **options}
+    found = in_streams(factorize, opened, _ranks(ranks), seeds, out, told)
+    alike = {name: options[name] for name in _REFIT if name in options}
+    refit = partial(transform, opened, memory=memory, **alike)
+    return Scan({rank: tuple(results) for rank, results in found.items()}, refit)
 
 
 def open_scan(out: Any) -> Scan:

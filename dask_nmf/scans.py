@@ -1,6 +1,8 @@
 """What a scan returns: all its results, and what they say about the rank."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from statistics import median
 from typing import Any
 
@@ -8,7 +10,7 @@ import numpy as np
 
 from dask_nmf.evidence import consensus, cophenetic, directions_of, distances, matched, silhouettes
 from dask_nmf.result import Result, last_loss
-from dask_nmf.types import Array
+from dask_nmf.types import Array, DaskArray
 
 
 @dataclass(frozen=True)
@@ -16,8 +18,41 @@ class _Alike:
     """The components of a rank's runs, best run first, and how they go together."""
 
     components: list[Array]
+    norms: Array
     groups: Array
     apart: Array
+
+
+@dataclass(frozen=True, eq=False)
+class Consensus:
+    """What the runs of a rank have in common.
+
+    Attributes
+    ----------
+    H : (k, n) array
+        The median components, in the order of the best run's, and as long as the runs' are.
+    left_out : int
+        Components of the runs that are in no median, as too little is like them.
+    """
+
+    H: Array
+    left_out: int
+    _refit: Callable[[Array], DaskArray] | None = field(default=None, repr=False)
+
+    @cached_property
+    def W(self) -> DaskArray:
+        """(m, k), as `transform` finds it for H with the runs' loss, weights and penalties: lazy.
+
+        Computed, it costs one pass over V.
+
+        Raises
+        ------
+        ValueError
+            If the `Scan` was made by hand.
+        """
+        if self._refit is None:
+            raise ValueError("W needs V, which only a Scan by scan() has: use transform(V, H)")
+        return self._refit(self.H)
 
 
 @dataclass(frozen=True)
@@ -31,6 +66,7 @@ class Scan:
     """
 
     results: dict[int, tuple[Result, ...]]
+    _refit: Callable[[Array], DaskArray] | None = field(default=None, repr=False, compare=False)
     _alike: dict[int, _Alike] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -59,21 +95,33 @@ class Scan:
         found = silhouettes(alike.apart, alike.groups)
         return np.asarray(found[alike.groups[0]])
 
-    def consensus(self, rank: int, most: float = 0.5) -> Array:
-        """H (k, n) of the median components, each of norm 1; `transform` finds W for it.
+    def consensus(self, rank: int, most: float = 0.5) -> Consensus:
+        """The median components of the runs, and W for them.
 
         most : mean cosine distance to its nearest neighbours above which a component is left out.
+        Source: Kotliar et al. 2019 (cNMF).
         """
         alike = self._of(rank)
-        return consensus(alike.components, alike.groups, alike.apart, most)
+        found = consensus(alike.components, alike.norms, alike.groups, alike.apart, most)
+        return Consensus(*found, self._refit)
 
-    def table(self) -> list[dict[str, Any]]:
-        """A row for each rank: losses, stability, and what it cost. ``pandas.DataFrame`` takes it.
+    def table(self) -> Any:
+        """A row for each rank: losses, stability, and what it cost.
+
+        A pandas.DataFrame with the rank as its index; without pandas, a list of dicts.
 
         error, error_median, error_worst : of the runs. held_out : the least, of hidden entries.
         stability, stability_least : mean and least silhouette of the components' groups.
         cophenetic : see `evidence.cophenetic`. converged : runs that did. passes : of the longest.
         """
+        rows = self._rows()
+        try:
+            from pandas import DataFrame
+        except ImportError:
+            return rows
+        return DataFrame(rows).set_index("rank").astype({"held_out": float})
+
+    def _rows(self) -> list[dict[str, Any]]:
         return [self._row(rank) for rank in self.results]
 
     def _row(self, rank: int) -> dict[str, Any]:
@@ -101,13 +149,16 @@ class Scan:
         if len(runs) < 2:
             raise ValueError("stability needs restarts >= 2: one run has nothing to compare with")
         if rank not in self._alike:
-            components = [directions_of(np.asarray(result.H)) for result in runs]
-            self._alike[rank] = _Alike(components, matched(components), distances(components))
+            Hs = [np.asarray(result.H, np.float64) for result in runs]
+            norms = np.array([np.linalg.norm(H, axis=1) for H in Hs])
+            components = [directions_of(H) for H in Hs]
+            groups, apart = matched(components), distances(components)
+            self._alike[rank] = _Alike(components, norms, groups, apart)
         return self._alike[rank]
 
     def __repr__(self) -> str:
         lines = [f"<Scan of ranks {', '.join(map(str, self.results))}>"]
-        for row in self.table():
+        for row in self._rows():
             cells = (f"{name} {_told(value)}" for name, value in row.items() if value is not None)
             lines.append("  " + ", ".join(cells))
         return "\n".join(lines)

@@ -11,9 +11,9 @@ import zarr
 
 from dask_nmf.fitting import limit_of
 from dask_nmf.init import Given, make_start
-from dask_nmf.io import absolute, open_weighted
+from dask_nmf.io import absolute
 from dask_nmf.lockstep import in_lockstep
-from dask_nmf.matrix import Missing, Shared
+from dask_nmf.matrix import Matrix, Shared
 from dask_nmf.options import parse_memory
 from dask_nmf.output import make_scan_places
 from dask_nmf.planner import plan
@@ -33,16 +33,17 @@ _PLANNED = (
 
 def in_streams(
     run: Callable[..., Result],
-    V: Any,
+    V: Matrix,
     ranks: Sequence[int],
     seeds: Sequence[int],
     out: Any,
-    memory: Any,
-    weights: Any,
-    missing: Missing,
     options: dict[str, Any],
 ) -> dict[int, list[Result]]:
-    """By rank, what `run` makes of each seed; at `out` in groups such as "rank-005/seed-0"."""
+    """By rank, what `run` makes of each seed; at `out` in groups such as "rank-005/seed-0".
+
+    options : as for `factorize`, but for what is in V.
+    """
+    memory = options.get("memory")
     same = isinstance(make_start(options.get("init", "random")), Given)
     if same and len(seeds) > 1 and not (options.get("perturb") or options.get("held_out")):
         raise ValueError(
@@ -50,10 +51,9 @@ def in_streams(
             "or held_out=, which depend on the seed, or another init"
         )
     shared = Shared()
-    matrix = replace(open_weighted(V, missing, weights), shared=shared)
+    matrix = replace(V, shared=shared)
     if matrix.weights is not None:
         matrix = replace(matrix, weights=replace(matrix.weights, shared=shared))
-    told: dict[str, Any] = {"memory": memory, "weights": None, "missing": missing, **options}
     planned = {name: options[name] for name in _PLANNED if name in options}
     plans = {k: plan(matrix, k, out=out and "out", memory=memory, **planned) for k in ranks}
     found: dict[int, list[Result]] = {k: [] for k in ranks}
@@ -63,7 +63,7 @@ def in_streams(
         runs = [(k, seed) for k in ranks for seed in seeds]
         for stream in _streams(runs, plans, memory, alike=not options.get("perturb")):
             calls = [
-                partial(run, matrix, k, seed=seed, out=_place(out, k, seed), **told)
+                partial(run, matrix, k, seed=seed, out=_place(out, k, seed), **options)
                 for k, seed in stream
             ]
             with warnings.catch_warnings():

@@ -1,18 +1,19 @@
 """Stability of components: against scikit-learn and the laws of permutations."""
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import silhouette_samples
 
 from dask_nmf.evidence import (
+    aligned,
     consensus,
     cophenetic,
     directions_of,
     distances,
     matched,
     silhouettes,
+    together,
 )
 from tests.conftest import Array
 
@@ -60,12 +61,41 @@ def test_components_by_chance_are_not_stable() -> None:
 
 
 def test_consensus_leaves_out_what_stands_alone() -> None:
-    Hs, _ = _runs(3, 9, 4, 50, 0.02)
+    Hs, orders = _runs(3, 9, 4, 50, 0.02)
     random = np.random.default_rng(1)
     Hs[4][2] = random.random(50) * (random.random(50) < 0.1)  # nothing like the others
     components = [directions_of(H) for H in Hs]
-    groups, apart = matched(components), distances(components)
-    found = consensus(components, groups, apart, 0.1)
-    clean = consensus(components[:4], groups[:4], distances(components[:4]), 0.1)
-    alike = (directions_of(found) * directions_of(clean)).sum(axis=1)
-    assert alike == pytest.approx(1, abs=1e-3)
+    norms = np.array([np.linalg.norm(H, axis=1) for H in Hs])
+    groups = matched(components)
+    found, left_out = consensus(components, norms, groups, distances(components), 0.1)
+    assert left_out == 1
+    own = [H[np.argsort(order)[orders[0]]] for H, order in zip(Hs, orders, strict=True)]
+    lone = int(np.argsort(orders[4])[orders[0]].tolist().index(2))
+    for j, H in enumerate(found):  # in the order of the first
+        members = np.array([run[j] for r, run in enumerate(own) if (r, j) != (4, lone)])
+        lengths = np.linalg.norm(members, axis=1)
+        median = np.median(members / lengths[:, None], axis=0)
+        wanted = np.median(lengths) * median / np.linalg.norm(median)
+        np.testing.assert_allclose(H, wanted, rtol=1e-12)
+    other = np.array([2, 0, 3, 1])[groups]  # what the groups are called does not matter
+    again, _ = consensus(components, norms, other, distances(components), 0.1)
+    assert (again == found).all()
+    all_of_them = consensus(components, norms, groups, distances(components), 0.0)
+    assert all_of_them[1] == 0  # a group keeps what it would lose as a whole
+
+
+def test_aligned_is_the_order_of_the_first() -> None:
+    Hs, orders = _runs(5, 4, 3, 30, 0.01)
+    components = [directions_of(H) for H in Hs]
+    groups = matched(components)
+    found = aligned(components, groups)
+    assert (aligned(components, np.array([1, 2, 0])[groups]) == found).all()
+    for run, order, H in zip(found, orders, components, strict=True):
+        assert (run == H[np.argsort(order)[orders[0]]]).all()
+
+
+def test_together_is_the_share_of_the_runs() -> None:
+    Hs = [np.array([[4.0, 3, 0, 0], [0, 1, 2, 2]]), np.array([[1.0, 0, 0, 0], [0, 3, 2, 2]])]
+    wanted = [[1, 0.5, 0, 0], [0.5, 1, 0.5, 0.5], [0, 0.5, 1, 1], [0, 0.5, 1, 1]]
+    assert (together(Hs) == wanted).all()
+    assert together([np.ones((2, 3_000))]).shape == (1_000, 1_000)

@@ -1,6 +1,7 @@
 """A scan is its runs, to the bit, from one read of V per sweep."""
 
 import os
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 import zarr
+from scipy.optimize import nnls
 
 import dask_nmf
 from dask_nmf import checkpoint, streams
@@ -55,7 +57,7 @@ def test_one_read_per_pass(tmp_path: Path, solver: str, out: bool) -> None:
     V, store = counted(tmp_path / "V.zarr", DATA, (70, 60))
     place = tmp_path / "out.zarr" if out else None
     found = dask_nmf.scan(V, (2, 3, 4), restarts=3, out=place, solver=solver, **FEW)
-    assert set(store.reads().values()) == {max(row["passes"] for row in found.table())} == {6}
+    assert set(store.reads().values()) == {max(row["passes"] for row in found._rows())} == {6}
 
 
 def test_who_has_converged_leaves(tmp_path: Path) -> None:
@@ -83,7 +85,7 @@ def test_any_V(tmp_path: Path, kind: str) -> None:
     found = dask_nmf.scan(V, (2, 3), restarts=2, **options)
     _alone(V, found, range(2), **options)
     if kind == "weights":
-        assert all(row["held_out"] > 0 for row in found.table())
+        assert all(row["held_out"] > 0 for row in found._rows())
 
 
 def test_killed_and_resumed_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,7 +111,7 @@ def test_killed_and_resumed_is_the_same(tmp_path: Path, monkeypatch: pytest.Monk
     store.reset()
     again = dask_nmf.scan(V, (2, 4), out=tmp_path / "out.zarr", **call)
     assert not store.reads()
-    assert again.table() == found.table()
+    assert again._rows() == found._rows()
     assert sorted(os.listdir(tmp_path / "out.zarr")) == ["rank-002", "rank-004", "zarr.json"]
 
 
@@ -130,21 +132,95 @@ def test_what_it_says() -> None:
     random = np.random.default_rng(0)
     V = random.gamma(0.3, 1, (300, 3)) @ random.gamma(0.3, 1, (3, 40)) + 0.01
     found = dask_nmf.scan(V, range(2, 6), restarts=5, max_passes=30)
-    table = {row["rank"]: row for row in found.table()}
+    table = {row["rank"]: row for row in found._rows()}
     assert table[3]["stability"] > 0.95 > table[5]["stability"]
     assert table[3]["error"] < 0.1 * table[2]["error"]
     assert found.best(4).error == table[4]["error"]
     assert found.stability(3).shape == (3,)
-    H = found.consensus(3)
-    W = dask_nmf.transform(V, H).compute()
-    assert np.linalg.norm(V - W @ H) <= 1.5 * found.best(3).error * np.linalg.norm(V) + 1e-6
     assert "rank 3" in repr(found)
     one = dask_nmf.scan(V, 3, restarts=1, max_passes=5, tol=0)
-    assert "stability" not in one.table()[0]
+    assert "stability" not in one.table()
     with pytest.raises(ValueError, match="restarts >= 2"):
         one.stability(3)
     with pytest.raises(KeyError, match="rank must be one of"):
         one.best(7)
+
+
+def test_the_table_is_a_frame_where_pandas_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = dask_nmf.scan(DATA, (2, 4), restarts=2, **FEW)
+    frame = found.table()
+    assert (frame.index.name, list(frame.index)) == ("rank", [2, 4])
+    assert frame.loc[4, "error"] == found.best(4).error
+    assert frame.loc[2, "stability_least"] == found.stability(2).min()
+    assert frame["held_out"].isna().all()
+    assert frame["held_out"].dtype == float
+    wanted = frame.drop(columns="held_out").to_dict("records")
+    monkeypatch.setitem(sys.modules, "pandas", None)  # an import of it fails
+    rows = found.table()
+    assert [row.pop("rank") for row in rows] == [2, 4]
+    assert [row.pop("held_out") for row in rows] == [None, None]
+    assert rows == wanted
+
+
+def _least_squares(V: Any, H: Any, weights: Any = None, alpha: float = 0.0) -> Any:
+    """W, row by row, by scipy; alpha : of the L2 penalty, as scikit-learn has it."""
+    k, n = H.shape
+    roots = np.ones_like(V) if weights is None else np.sqrt(weights)
+    below, zeros = np.sqrt(alpha * n) * np.eye(k), np.zeros(k)
+    systems = [
+        (np.vstack([r[:, None] * H.T, below]), np.r_[r * v, zeros])
+        for r, v in zip(roots, V, strict=True)
+    ]
+    return np.array([nnls(A, b)[0] for A, b in systems])
+
+
+@pytest.mark.parametrize("kind", ["plain", "penalty", "weights", "closed", "kl"])
+def test_consensus_has_the_W_of_the_runs_options_from_one_read(tmp_path: Path, kind: str) -> None:
+    V, store = counted(tmp_path / "V.zarr", DATA[:210], (70, 60))
+    weights = np.random.default_rng(0).random(V.shape) < 0.8
+    options: dict[str, Any] = FEW | {
+        "plain": {},
+        "penalty": {"alpha_W": 0.02},
+        "weights": {"weights": weights},
+        "closed": {"sum_to_one": True},
+        "kl": {"loss": "kullback-leibler"},
+    }.get(kind, {})
+    found = dask_nmf.scan(V, 3, restarts=3, **options).consensus(3)
+    store.reset()
+    lazy = found.W
+    assert not store.reads()
+    W, H = lazy.compute(), found.H
+    assert set(store.reads().values()) == {1}
+    assert len(store.reads()) == 3
+    if kind == "kl":  # the gradient is zero where W is positive, and nowhere negative
+        slope = H.sum(axis=1) - (DATA[:210] / (W @ H)) @ H.T
+        assert slope.min() > -1e-4 * H.sum()
+        assert np.abs(W * slope).max() < 1e-4 * DATA.max()
+        return
+    told: dict[str, Any] = {"alpha": 0.02} if kind == "penalty" else {}
+    if kind == "weights":
+        told["weights"] = weights
+    if kind == "closed":  # a column more that asks for it
+        heavy = 1e4
+        ones = np.full((210, 1), heavy)
+        wanted = _least_squares(np.hstack([DATA[:210], ones]), np.hstack([H, ones[:3]]))
+    else:
+        wanted = _least_squares(DATA[:210], H, **told)
+    np.testing.assert_allclose(W, wanted, atol=1e-5 * wanted.max())
+
+
+def test_consensus_of_alike_runs_is_as_good_as_the_best() -> None:
+    random = np.random.default_rng(0)
+    V = random.gamma(0.3, 1, (300, 3)) @ random.gamma(0.3, 1, (3, 40)) + 0.01
+    found = dask_nmf.scan(V, 3, restarts=5, max_passes=30)
+    agreed = found.consensus(3)
+    error = np.linalg.norm(V - agreed.W.compute() @ agreed.H) / np.linalg.norm(V)
+    assert error <= 1.5 * found.best(3).error + 1e-6
+    by_hand = dask_nmf.Scan(found.results).consensus(3)
+    assert (by_hand.H == agreed.H).all()
+    assert by_hand.left_out == agreed.left_out == 0
+    with pytest.raises(ValueError, match="only a Scan by scan"):
+        _ = by_hand.W
 
 
 @pytest.mark.parametrize(
