@@ -1,5 +1,6 @@
 """Runs over one V in streams: each stream shares its reads, and has as many runs as fit."""
 
+import logging
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -8,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import zarr
+from dask.utils import format_bytes
 
 from dask_nmf.fitting import limit_of
 from dask_nmf.init import Given, make_start
@@ -22,6 +24,8 @@ from dask_nmf.result import Result
 from dask_nmf.scheduler import active_scheduler
 from dask_nmf.types import ConvergenceWarning
 from dask_nmf.watch import release
+
+logger = logging.getLogger("dask_nmf")
 
 _EACH = ("sums", "graph", "W", "H", "model")  # parts of a plan that each run has for itself
 _OF_RANK = ("sketch",)  # those that runs of a rank share, of a V that they see alike
@@ -59,9 +63,14 @@ def in_streams(
     found: dict[int, list[Result]] = {k: [] for k in ranks}
     if out is not None:
         make_scan_places(out, ranks, matrix.uri)
+    alike = not options.get("perturb")
+    runs = [(k, seed) for k in ranks for seed in seeds]
+    streams = _streams(runs, plans, memory, alike)
     try:
-        runs = [(k, seed) for k in ranks for seed in seeds]
-        for stream in _streams(runs, plans, memory, alike=not options.get("perturb")):
+        for number, stream in enumerate(streams, 1):
+            most = format_bytes(peak_bytes(stream, plans, alike))
+            told = number, len(streams), len(stream), most
+            logger.info("stream %d of %d: %d runs, up to %s per process", *told)
             calls = [
                 partial(run, matrix, k, seed=seed, out=_place(out, k, seed), **options)
                 for k, seed in stream

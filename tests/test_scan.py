@@ -3,6 +3,7 @@
 import os
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ import zarr
 from scipy.optimize import nnls
 
 import dask_nmf
-from dask_nmf import checkpoint, streams
+from dask_nmf import checkpoint, streams, sweeps, tasks
 from dask_nmf.lockstep import in_lockstep
-from dask_nmf.watch import Asked, hold_all
+from dask_nmf.watch import Asked, aside, hold_all
 from tests.conftest import counted, low_rank
 from tests.resuming import Killed, assert_same
 
@@ -126,6 +127,18 @@ def test_streams_within_the_memory(tmp_path: Path) -> None:
     assert [call for stream in several for call in stream] == calls
     for stream in several:
         assert streams.peak_bytes(stream, plans, True) <= most - 2**20
+
+
+def test_what_does_not_fit_makes_another_stream(caplog: pytest.LogCaptureFixture) -> None:
+    V = da.from_array(low_rank(300, 3_000, 3), chunks=(50, 3_000))
+    options: dict[str, Any] = {"tol": 0, "max_passes": 3, "block_rows": 50}
+    one = dask_nmf.plan(V, 10, block_rows=50, max_passes=3)
+    room = int(streams.peak_bytes([(10, 0)] * 2, {10: one}, True) * 1.01)
+    with caplog.at_level("INFO", "dask_nmf"):
+        found = dask_nmf.scan(V, 10, restarts=3, memory=room, **options)
+    told = [line for line in caplog.messages if line.startswith("stream")]
+    assert [line[:21] for line in told] == ["stream 1 of 2: 2 runs", "stream 2 of 2: 1 runs"]
+    _alone(V, found, range(3), memory=room, **options)
 
 
 def test_what_it_says() -> None:
@@ -332,3 +345,67 @@ def test_restarts_refused() -> None:
         dask_nmf.factorize(DATA, 2, restarts=0)
     with pytest.raises(TypeError, match="seed must be an int"):
         dask_nmf.factorize(DATA, 2, restarts=2, seed=None)  # type: ignore[arg-type]
+
+
+def test_restarts_share_one_sketch(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    begin = sweeps.begin
+
+    def spied(job: Any, matrix: Any, first: Any, once: Any) -> Any:
+        seen.append(first.sketch)
+        return begin(job, matrix, first, once)
+
+    monkeypatch.setattr(sweeps, "begin", spied)
+    dask_nmf.scan(DATA, (2, 4), restarts=3, **FEW)
+    assert len({id(sketch) for sketch in seen}) == 2
+    seen.clear()
+    dask_nmf.scan(DATA, (2, 4), restarts=3, perturb=0.1, **FEW)  # each V is another
+    assert len({id(sketch) for sketch in seen}) == 6
+
+
+def test_the_sketch_is_multiplied_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the random directions, (rows, 3 k + 10) at a time."""
+    widths: list[int] = []
+    product = tasks.product
+
+    def spied(A: Any, B: Any) -> Any:
+        widths.append(B.shape[1])
+        return product(A, B)
+
+    monkeypatch.setattr("dask_nmf.stream.product", spied)
+    dask_nmf.scan(DATA, 4, restarts=5, **FEW | {"max_passes": 2, "block_rows": 700})
+    assert widths.count(22) == 1
+    assert widths.count(4) == 5
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_so_many_step_aside_at_once(at_once: int) -> None:
+    meet = threading.Barrier(2, timeout=0.5)
+
+    def call() -> bool:
+        with aside():
+            try:
+                meet.wait()
+            except threading.BrokenBarrierError:
+                return False
+            return True
+
+    assert in_lockstep([call, call], {}, at_once) == [at_once == 2] * 2
+
+
+def test_one_at_work_besides() -> None:
+    """What runs share is touched by one of them at a time."""
+    inside, most = 0, 0
+
+    def call() -> None:
+        nonlocal inside, most
+        for _ in range(20):
+            inside += 1
+            most = max(most, inside)
+            time.sleep(1e-4)
+            inside -= 1
+            with aside():
+                time.sleep(1e-4)
+
+    in_lockstep([call] * 4, {}, 4)
+    assert most == 1
