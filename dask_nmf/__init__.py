@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from dask_nmf.solvers import HALS, MU, LookAhead
     from dask_nmf.stopping import Status
     from dask_nmf.stream import update_H, update_W
+    from dask_nmf.suggesting import Suggestion
     from dask_nmf.transforming import transform
     from dask_nmf.types import ConvergenceWarning, SweepRecord
 
@@ -63,6 +64,7 @@ _HOME = {
     "Scan": "scans",
     "Status": "stopping",
     "StorageFailed": "errors",
+    "Suggestion": "suggesting",
     "SweepRecord": "types",
     "convert": "converting",
     "factorize": "driver",
@@ -99,6 +101,7 @@ __all__ = [
     "Scan",
     "Status",
     "StorageFailed",
+    "Suggestion",
     "SweepRecord",
     "convert",
     "factorize",
