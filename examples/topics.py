@@ -20,8 +20,12 @@ COLUMNS = ["error", "error_worst", "stability", "stability_least", "cophenetic",
 
 
 def chosen(found: dask_nmf.Scan, rank: int | None) -> int:
-    """The rank that was asked for, else that at which the runs agree best (Brunet et al. 2004)."""
-    return int(found.table()["cophenetic"].idxmax()) if rank is None else rank
+    """The rank that was asked for, or is suggested; else the last with components alike."""
+    if rank is not None or len(found.ranks) == 1:
+        return rank or found.ranks[0]
+    suggestion = found.suggest()
+    print(f"\n{suggestion}")
+    return suggestion.rank or suggestion.votes["stability"] or found.ranks[0]
 
 
 def draw(found: dask_nmf.Scan, rank: int, picture: Path) -> None:
@@ -41,7 +45,7 @@ def draw(found: dask_nmf.Scan, rank: int, picture: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Topics of news stories.")
     parser.add_argument("data", type=Path, help="bbc_news_counts.npz")
-    parser.add_argument("--rank", type=int, help="topics; none: by the runs' agreement")
+    parser.add_argument("--rank", type=int, help="topics; none: as suggested")
     parser.add_argument("--ranks", type=int, nargs="+", default=RANKS, help="that are tried")
     parser.add_argument("--restarts", type=int, default=4)
     parser.add_argument("--picture", type=Path, default="topics.png")

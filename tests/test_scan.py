@@ -2,8 +2,6 @@
 
 import os
 import sys
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +14,6 @@ from scipy.optimize import nnls
 
 import dask_nmf
 from dask_nmf import checkpoint, streams, sweeps, tasks
-from dask_nmf.lockstep import in_lockstep
-from dask_nmf.watch import Asked, aside, hold_all
 from tests.conftest import counted, low_rank
 from tests.resuming import Killed, assert_same
 
@@ -261,27 +257,6 @@ def test_a_failure_is_told_and_what_was_committed_stays(tmp_path: Path) -> None:
         dask_nmf.scan(bad, (2, 3), restarts=2, out=tmp_path / "out.zarr", **FEW)
 
 
-def test_no_thread_is_left_behind() -> None:
-    """Neither of calls under way, nor of those that had not begun."""
-    before = threading.active_count()
-
-    def fails() -> None:
-        raise KeyError("mine")
-
-    with pytest.raises(KeyError, match="mine"):
-        in_lockstep([fails, fails, fails], {})
-    assert threading.active_count() == before
-
-
-def test_answers_are_those_of_their_questions(scheduler: str) -> None:
-    """dask.compute puts the results of arrays before those of delayed objects."""
-    arrays = [da.full((2, 2), i, chunks=2) for i in range(4)]
-    blocks = [da.full((2, 2), 10 + i, chunks=2).to_delayed().item() for i in range(4)]
-    asked = [Asked((), (arrays[i], blocks[i], arrays[i - 1])) for i in range(4)]
-    for i, (_, found) in enumerate(hold_all(asked)):
-        assert [x[0, 0] for x in found] == [i, 10 + i, (i - 1) % 4], scheduler
-
-
 def test_the_best_of_several_seeds_from_one_read(tmp_path: Path, scheduler: str) -> None:
     V, store = counted(tmp_path / "V.zarr", DATA, (70, 60))
     out = tmp_path / "out.zarr"
@@ -376,36 +351,3 @@ def test_the_sketch_is_multiplied_once(monkeypatch: pytest.MonkeyPatch) -> None:
     dask_nmf.scan(DATA, 4, restarts=5, **FEW | {"max_passes": 2, "block_rows": 700})
     assert widths.count(22) == 1
     assert widths.count(4) == 5
-
-
-@pytest.mark.parametrize("at_once", [1, 2])
-def test_so_many_step_aside_at_once(at_once: int) -> None:
-    meet = threading.Barrier(2, timeout=0.5)
-
-    def call() -> bool:
-        with aside():
-            try:
-                meet.wait()
-            except threading.BrokenBarrierError:
-                return False
-            return True
-
-    assert in_lockstep([call, call], {}, at_once) == [at_once == 2] * 2
-
-
-def test_one_at_work_besides() -> None:
-    """What runs share is touched by one of them at a time."""
-    inside, most = 0, 0
-
-    def call() -> None:
-        nonlocal inside, most
-        for _ in range(20):
-            inside += 1
-            most = max(most, inside)
-            time.sleep(1e-4)
-            inside -= 1
-            with aside():
-                time.sleep(1e-4)
-
-    in_lockstep([call] * 4, {}, 4)
-    assert most == 1
