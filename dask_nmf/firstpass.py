@@ -33,15 +33,22 @@ def first_pass(
     sketched: tuple[DaskArray, ...] = ()
     if G is not None:
         sketched = in_pass((V.name, G.shape), lambda: _sketch(take_rows(V, rows), G))
-    found, *sketched_ = compute(found, *sketched)
+    answers = compute(found, *sketched)
+    key = V.name, None if G is None else G.shape, "found"
+    first: FirstPass = in_pass(key, lambda: _found(answers, V, rows))
+    return first
+
+
+def _found(answers: tuple[Array, ...], V: DaskArray, rows: Array | None) -> FirstPass:
+    found, *sketched = answers
     found = found.reshape(-1, 4)
     with np.errstate(over="ignore"):
         total, squares, mixed = (float(x) for x in found[:, [0, 1, 3]].sum(axis=0))
     sums = Sums(total, squares, float(found[:, 2].max()), mixed)
     _check_range(sums, V.dtype)
-    if G is None:
+    if not sketched:
         return FirstPass(sums)
-    Y, YtV = (x.astype(np.float64) for x in sketched_)
+    Y, YtV = (x.astype(np.float64) for x in sketched)
     return FirstPass(sums, Sketch(rows, len(Y) / V.shape[0], Y, YtV))
 
 

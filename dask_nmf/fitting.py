@@ -118,7 +118,8 @@ def make_plan(
         entrywise=entrywise,
         pairs=pair_count(options.rank) if entrywise and not isinstance(solver, MU) else 0,
         weight_bytes=matrix.weight_bytes,
-        copies=int(matrix.drawn is not None and matrix.drawn.perturb > 0),
+        perturbed=matrix.drawn is not None and matrix.drawn.perturb > 0,
+        hiding=matrix.drawn is not None and matrix.drawn.held_out > 0,
     )
     if grid is None:
         used, grid = _within(found, memory, options.block_rows, scheduler.flexible)

@@ -87,8 +87,8 @@ class Geometry:
     entrywise : bool
         Whether W @ H is formed, in slabs, as for a divergence; then `pairs` second derivatives of
         each column are summed, and each entry may have a weight of `weight_bytes`.
-    copies : int
-        Of a block, beside it.
+    perturbed, hiding : bool
+        Whether a block with noise lies beside the block; weights that are drawn.
     entries : callable, optional
         Of a sparse V: entries of the fullest block of so many rows of what is streamed.
     nnz, index, beside : int
@@ -119,7 +119,8 @@ class Geometry:
     entrywise: bool = False
     pairs: int = 0
     weight_bytes: int = 0
-    copies: int = 0
+    perturbed: bool = False
+    hiding: bool = False
     entries: Callable[[int], int] | None = None
     nnz: int = 0
     index: int = 4
@@ -136,7 +137,8 @@ class Geometry:
         """Projected bytes of one process with blocks of that size, by what they are for."""
         k, itemsize = self.rank, self.itemsize
         block, reading = self.block_bytes(rows, columns), self._reading(rows, columns)
-        block += rows * columns * self.weight_bytes + self.copies * block
+        drawn = self.perturbed * block + self.hiding * rows * columns * itemsize
+        block += rows * columns * self.weight_bytes
         waiting = 0 if self.local else WAITING_BLOCKS
         # Of a sparse V: H.T copied, and the sum of float32 products of some rows (csr.py).
         copies = 0 if self.entries is None else 2 * itemsize
@@ -156,6 +158,7 @@ class Geometry:
         parts = {
             "process": (BASE_BYTES if self.local else WORKER_BYTES) + self.resident,
             "blocks": (self.threads + waiting) * block + self.threads * reading,
+            "drawn": (self.threads + waiting) * drawn,
             "half-steps": self.threads * (factors + width * columns * product),
             "sums": sums,
             "graph": blocks * GRAPH_BYTES if self.local else 0,

@@ -1,13 +1,14 @@
 """Runs that take turns, and wait for each other where V is read: one read then serves them all.
 
-Each call has a thread, of which one is at work at any time, and a few more where they step aside
-for arithmetic of their own. When all have asked for something to be computed, what they asked for
-is one graph, in which what they share is computed once.
+Each call has a thread, of which one is at work at any time. Arithmetic that touches nothing shared
+they give to a few other threads (few, because each keeps a heap of its own), and the next one goes
+on. When all have asked for something to be computed, what they asked for is one graph, in which
+what they share is computed once.
 """
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
 
 import dask.array as da
@@ -24,13 +25,11 @@ class Dropped(BaseException):
 class _Turn(Generic[T]):
     """A call in its thread: goes on when told to, until it asks for something or ends.
 
-    floor : held while it is at work. slots : for those at work without it.
+    floor : held while it is at work. pool : does what it gives away.
     """
 
-    def __init__(
-        self, call: Callable[[], T], floor: threading.Lock, slots: threading.Semaphore
-    ) -> None:
-        self._floor, self._slots = floor, slots
+    def __init__(self, call: Callable[[], T], floor: threading.Lock, pool: Executor) -> None:
+        self._floor, self._pool = floor, pool
         self.asked: Asked | None = None
         self.ended = False
         self.error: BaseException | None = None
@@ -61,16 +60,15 @@ class _Turn(Generic[T]):
         self._theirs.release()
         self._mine.acquire()
         self._floor.acquire()
-        if isinstance(self._answer, BaseException):
-            raise self._answer
-        return self._answer
+        answer, self._answer = self._answer, None  # arrays, which are not to stay here
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
 
-    @contextmanager
-    def _aside(self) -> Iterator[None]:
+    def _aside(self, step: Callable[[], Any]) -> Any:
         self._floor.release()
         try:
-            with self._slots:
-                yield
+            return self._pool.submit(step).result()
         finally:
             self._floor.acquire()
 
@@ -103,14 +101,19 @@ def in_lockstep(
     BaseException
         The first that a call ends with; the others are ended where they stand.
     """
-    floor, slots = threading.Lock(), threading.Semaphore(at_once)
-    turns = [_Turn(call, floor, slots) for call in calls]
+    with ThreadPoolExecutor(at_once, "nmf-aside") as pool:
+        return _in_turns(calls, passing, pool)
+
+
+def _in_turns(calls: Sequence[Callable[[], T]], passing: dict[Any, Any], pool: Executor) -> list[T]:
+    floor = threading.Lock()
+    turns = [_Turn(call, floor, pool) for call in calls]
     answers: list[Any] = [None] * len(turns)
     going = list(turns)
     try:
         while going:
-            for turn, answer in zip(going, answers, strict=True):
-                turn.go_on(answer)
+            for turn in going:
+                turn.go_on(answers.pop(0))
             for turn in going:
                 turn.wait()
                 while turn.asked is not None and not _needs(turn.asked, passing, floor):

@@ -27,7 +27,8 @@ from dask_nmf.watch import release
 
 logger = logging.getLogger("dask_nmf")
 
-_EACH = ("sums", "graph", "W", "H", "model")  # parts of a plan that each run has for itself
+_EACH = ("drawn", "sums", "graph", "W", "H", "model")  # parts of a plan that each run has alone
+_THREAD_BYTES = 2**22
 _OF_RANK = ("sketch",)  # those that runs of a rank share, of a V that they see alike
 _PLANNED = (
     *("loss", "solver", "init", "max_passes", "block_rows", "fixed_H", "sum_to_one", "perturb"),
@@ -120,6 +121,8 @@ def peak_bytes(calls: list[tuple[int, int]], plans: dict[int, Plan], alike: bool
     parts = [plans[k].parts for k, _ in calls]
     ranks = {k: plans[k].parts for k, _ in calls}.values() if alike else parts
     peak = sum(part[name] for part in parts for name in _EACH)
+    # What the pass before has added to the sketch is still there; and what its thread keeps.
+    peak += sum(part["model"] + _THREAD_BYTES for part in parts)
     peak += sum(part[name] for part in ranks for name in _OF_RANK)
     once = [name for name in parts[0] if name not in _EACH + _OF_RANK]
     return peak + sum(max(part[name] for part in parts) for name in once)

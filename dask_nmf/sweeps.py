@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import replace
+from functools import partial
 
 import dask.array as da
 import numpy as np
@@ -56,8 +57,8 @@ def begin(job: Job, matrix: Matrix, first: FirstPass, once: Once) -> State:
     if isinstance(solver, LookAhead):
         state = replace(state, ahead=Ahead(first_trust(sketch, solver.steps), sketch))
         if sketch is not None and start.blind:
-            with aside():
-                found = look_from_start(sketch, H, sums, options.seed, job.side_terms)
+            told = sketch, H, sums, options.seed, job.side_terms
+            found = aside(partial(look_from_start, *told))
             state = _moved(state, sketch, *found)
     elif plan.transposed:
         made = once("products", Products, lambda: products(matrix.blocks(plan.grid), W))
@@ -152,8 +153,8 @@ def _next_point(state: State, solver: Solver, sums: Sums, terms: Terms) -> tuple
     if state.products is not None:
         return state.W, _half_step(solver, state.H, state.products, terms.H)
     if ahead is not None and ahead.sketch is not None and ahead.seen is not None:
-        with aside():
-            leap = look_ahead(ahead.sketch, ahead.seen, state.H, sums, ahead.trust.steps, terms)
+        told = ahead.sketch, ahead.seen, state.H, sums, ahead.trust.steps, terms
+        leap = aside(partial(look_ahead, *told))
         state = _moved(state, ahead.sketch, *leap)
     elif ahead is not None and ahead.H_before is not None:
         H = extrapolate(state.H, ahead.H_before, ahead.trust.momentum)

@@ -7,6 +7,7 @@ rows of W and adds the derivatives in H to sums over the blocks, of which the ne
 
 import time
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -63,8 +64,7 @@ def begin(job: Job, matrix: Matrix, first: FirstPass, once: Once) -> State:
     if first.sample is not None:
         V_s = _rows_of(first.sample, V.shape[1])
         problem = _problem(job, first.sums).on_share(V_s.shape[0] / V.shape[0])
-        with aside():
-            row, H = _from_sample(V_s, first.sample.weights, H, problem)
+        row, H = aside(partial(_from_sample, V_s, first.sample.weights, H, problem))
         same = _SameRows((V.shape[0], job.options.rank), row.astype(W.dtype))
         W, H = from_rows(same, V.chunks[0]), H.astype(W.dtype)
     return State(W, H, passes=plan.passes_before, next=Next(H, H, trust))

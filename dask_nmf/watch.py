@@ -9,11 +9,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import dask
 from dask.base import get_scheduler, tokenize
@@ -25,6 +25,8 @@ from dask_nmf.errors import ClusterLost, PoisonBlock
 _POLL = 1.0  # seconds between two looks
 _SILENT = 20.0  # seconds, or the patience: a worker that is not heard of so long does not work
 _WORKING = 10  # times the patience where workers answer, and just do not get ready
+
+T = TypeVar("T")
 
 logger = logging.getLogger("dask_nmf")
 
@@ -45,15 +47,13 @@ class Asked:
 _asking: ContextVar[Callable[[Asked], Any] | None] = ContextVar("asking", default=None)
 
 
-_stepping: ContextVar[Callable[[], AbstractContextManager[None]]] = ContextVar(
-    "stepping", default=nullcontext
+_stepping: ContextVar[Callable[[Callable[[], Any]], Any] | None] = ContextVar(
+    "stepping", default=None
 )
 
 
 @contextmanager
-def asking(
-    ask: Callable[[Asked], Any], step: Callable[[], AbstractContextManager[None]]
-) -> Iterator[None]:
+def asking(ask: Callable[[Asked], Any], step: Callable[[Callable[[], Any]], Any]) -> Iterator[None]:
     """Have this thread's computes go by way of `ask`, and `aside` by way of `step`."""
     before, stepped = _asking.set(ask), _stepping.set(step)
     try:
@@ -63,9 +63,11 @@ def asking(
         _stepping.reset(stepped)
 
 
-def aside() -> AbstractContextManager[None]:
-    """Let other runs go on meanwhile: what is done inside touches nothing that they share."""
-    return _stepping.get()()
+def aside(call: Callable[[], T]) -> T:
+    """What the call returns; other runs go on meanwhile, as it touches nothing that they share."""
+    step = _stepping.get()
+    found: T = call() if step is None else step(call)
+    return found
 
 
 def compute(*collections: Any) -> tuple[Any, ...]:

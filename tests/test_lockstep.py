@@ -2,6 +2,7 @@
 
 import threading
 import time
+from functools import partial
 from typing import Any
 
 import dask.array as da
@@ -40,13 +41,15 @@ def test_answers_are_those_of_their_questions(scheduler: str) -> None:
 def test_so_many_step_aside_at_once(at_once: int) -> None:
     meet = threading.Barrier(2, timeout=0.5)
 
+    def step() -> bool:
+        try:
+            meet.wait()
+        except threading.BrokenBarrierError:
+            return False
+        return True
+
     def call() -> bool:
-        with aside():
-            try:
-                meet.wait()
-            except threading.BrokenBarrierError:
-                return False
-            return True
+        return aside(step)
 
     assert in_lockstep([call, call], {}, at_once) == [at_once == 2] * 2
 
@@ -62,8 +65,7 @@ def test_one_at_work_besides() -> None:
             most = max(most, inside)
             time.sleep(1e-4)
             inside -= 1
-            with aside():
-                time.sleep(1e-4)
+            aside(partial(time.sleep, 1e-4))
 
     in_lockstep([call] * 4, {}, 4)
     assert most == 1
