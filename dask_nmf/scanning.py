@@ -4,6 +4,8 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from dask_nmf.driver import factorize
 from dask_nmf.io import open_weighted
 from dask_nmf.matrix import Missing
@@ -105,9 +107,9 @@ def open_scan(out: Any) -> Scan:
 
 
 def _ranks(ranks: Any) -> list[int]:
-    if isinstance(ranks, (str, bytes)) or not isinstance(ranks, (int, Iterable)):
+    if isinstance(ranks, (str, bytes)) or not isinstance(ranks, (int, np.integer, Iterable)):
         raise TypeError(f"ranks must be ints, such as range(2, 11), got {ranks!r}")
-    wanted = [ranks] if isinstance(ranks, int) else list(ranks)
+    wanted = list(ranks) if isinstance(ranks, Iterable) else [ranks]
     if not wanted:
         raise ValueError("ranks must hold at least one rank")
     checked = [check_int("ranks", k, 1) for k in wanted]

@@ -310,6 +310,12 @@ def test_budget_is_told_for_the_best() -> None:
         dask_nmf.factorize(DATA, 3, restarts=2, max_passes=3, tol=1e-6)
 
 
+def test_ranks_of_numpy() -> None:
+    several: list[Any] = [np.int64(3), np.arange(3, 4)]
+    for ranks in several:
+        assert dask_nmf.scan(DATA, ranks, restarts=1, **FEW).ranks == (3,)
+
+
 def test_restarts_refused() -> None:
     W, H = np.ones((len(DATA), 2)), np.ones((2, 60))
     with pytest.raises(ValueError, match=r"restarts must be 1 for an init of \(W0, H0\)"):
