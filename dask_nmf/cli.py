@@ -58,8 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _fit(arguments: argparse.Namespace) -> int:
     names = ("init", "tol", "max_passes", "max_seconds", "seed", "memory", "block_rows")
     more = ("missing", "overwrite", "checkpoint_every", "weights", "alpha_W", "l1_ratio")
-    constraints = ("fixed_H", "sum_to_one")
-    options = {name: getattr(arguments, name) for name in (*names, *more, *constraints)}
+    known = ("fixed_H", "sum_to_one", "perturb", "held_out", "restarts")
+    options = {name: getattr(arguments, name) for name in (*names, *more, *known)}
     options |= {"loss": _number_or_name(arguments.loss)}
     options |= {"alpha_H": _number_or_name(arguments.alpha_H)}
     with (
@@ -79,7 +79,7 @@ def _fit(arguments: argparse.Namespace) -> int:
             arguments.rank,
             out=arguments.out,
             solver=_solver(arguments),
-            callback=show,
+            callback=show if arguments.restarts == 1 else None,
             **options,
         )
     print(json.dumps(result.summary(), indent=2))
@@ -96,7 +96,8 @@ def _solver(arguments: argparse.Namespace) -> Any:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    names = ("init", "weights", "max_passes", "memory", "block_rows", "missing", "fixed_H")
+    names = ("init", "weights", "max_passes", "memory", "block_rows", "missing")
+    more = ("fixed_H", "sum_to_one", "perturb", "held_out")
     with _scheduler(arguments.scheduler):
         found = plan(
             arguments.V,
@@ -104,9 +105,8 @@ def _plan(arguments: argparse.Namespace) -> int:
             out=None if arguments.no_out else "out",
             loss=_number_or_name(arguments.loss),
             solver=_solver(arguments),
-            sum_to_one=arguments.sum_to_one,
             probe=arguments.probe,
-            **{name: getattr(arguments, name) for name in names},
+            **{name: getattr(arguments, name) for name in (*names, *more)},
         )
     print(json.dumps(found.to_json(), indent=2) if arguments.json else found)
     return DONE
@@ -205,6 +205,7 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("--tol", type=float, default=5e-3, help="KKT residual to stop at")
     fit.add_argument("--max-seconds", type=float, help="stop after the sweep that passes this")
     fit.add_argument("--seed", type=int, default=0)
+    fit.add_argument("--restarts", type=int, default=1, help="seeds, of which the best is kept")
     fit.add_argument("--overwrite", action="store_true", help="replace what another call left")
     fit.add_argument("--checkpoint-every", type=int, help="sweeps between two commits")
     fit.add_argument(
@@ -251,6 +252,8 @@ def _shared(command: argparse.ArgumentParser) -> None:
     command.add_argument("--inner", type=int, help="inner sweeps per half-step")
     command.add_argument("--fixed-H", help="zarr array of the first rows of H, which are known")
     command.add_argument("--sum-to-one", action="store_true", help="each row of W sums to one")
+    command.add_argument("--perturb", type=float, default=0.0, help="noise on V's entries, a share")
+    command.add_argument("--held-out", type=float, default=0.0, help="share of entries not seen")
     command.add_argument("--weights", help="path or URL of an array like V; 0: not there")
     command.add_argument("--init", default="random", help="random, nndsvd, nndsvda or nndsvdar")
     command.add_argument("--max-passes", type=int, default=200, help="most passes over V")

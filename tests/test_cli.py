@@ -102,6 +102,15 @@ def test_bad_input(
     assert printed.out == ""
 
 
+def test_the_best_of_several(V: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, few = V.parent / "out.zarr", ("--rank", 3, "--max-passes", 4, "--restarts", 3)
+    assert _run("fit", V, out, *few, "--perturb", 0.2) == cli.DONE
+    summary = json.loads(capsys.readouterr().out)
+    best = dask_nmf.factorize(V, 3, max_passes=4, restarts=3, perturb=0.2)
+    assert summary["error"] == best.error
+    assert summary["out"] == dask_nmf.open_scan(out).best(3).out
+
+
 def test_usage_errors_exit_with_2(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in (["fit", "V.zarr", "out.zarr"], [], ["fit", "a", "b", "--rank", "two"]):
         with pytest.raises(SystemExit) as stopped:
