@@ -107,7 +107,7 @@ def test_a_model_of_a_sample_of_rows_is_within_the_plan(folder: Path) -> None:
 @pytest.mark.parametrize("more", [{}, {"perturb": 0.1}, {"held_out": 0.1}], ids=str)
 def test_many_runs_in_a_stream_are_within_their_plan(folder: Path, more: dict[str, Any]) -> None:
     V = make(folder / "rows-lz4-float32", 20_000, 2_000, "float32", "lz4", CHUNKS["rows"])
-    check(V, near=3.0 if more else 1.5, restarts=4, memory="2GB", **more)
+    check(V, near=3.0 if more else 1.5, restarts=4, passes=3, memory="2GB", **more)
 
 
 def test_memory_smaller_than_a_process_or_a_row() -> None:

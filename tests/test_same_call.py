@@ -167,7 +167,7 @@ def test_V_that_changes_in_mid_run_is_noticed(V: Path, tmp_path: Path, nothing_k
 def test_other_arithmetic_is_told(V: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Killed):
         dask_nmf.factorize(V, 5, out=tmp_path / "out.zarr", callback=killing(3), **FEW)
-    monkeypatch.setattr("dask_nmf.driver.arithmetic", lambda: ["numpy 1.0 abacus"])
+    monkeypatch.setattr("dask_nmf.running.arithmetic", lambda: ["numpy 1.0 abacus"])
     with pytest.warns(UserWarning, match="other arithmetic .*abacus.* last bits may differ"):
         found = dask_nmf.factorize(V, 5, out=tmp_path / "out.zarr", **FEW)
     assert found.resumed_from is not None

@@ -32,7 +32,7 @@ from zarr.storage import LocalStore, WrapperStore
 import dask_nmf
 from tests.benchmarks.common import big_matrix, table
 
-RANK, RESTARTS, PASSES = 20, 20, 5
+RANK, RESTARTS, PASSES = 20, 20, 4
 RANKS = range(5, 15)
 MOST_ITERATIONS = 3200
 
