@@ -75,8 +75,7 @@ def shown(
     top, left = _corner(block_info)
     out = np.empty(V_b.shape, V_b.dtype) if issparse(V_b) else np.empty_like(V_b)
     for slab, rows, columns in _slabs(V_b, top, left):
-        places = (columns, rows) if flipped else (rows, columns)
-        kept = uniform(drawn.seed, _HIDE, *places) >= drawn.held_out
+        kept = _drawn(drawn, _HIDE, rows, columns, flipped) >= drawn.held_out
         out[slab] = kept if M_b is None else np.where(kept, M_b[slab], 0)
     return out
 
@@ -99,9 +98,14 @@ def without_unweighted(V_b: Any, M_b: Array) -> Array:
 
 
 def _noise(drawn: Drawn, rows: Array, columns: Array, flipped: bool) -> Array:
-    places = (columns, rows) if flipped else (rows, columns)
-    noise = uniform(drawn.seed, _PERTURB, *places)
+    noise = _drawn(drawn, _PERTURB, rows, columns, flipped)
     return np.asarray(1 + drawn.perturb * (2 * noise - 1))
+
+
+def _drawn(drawn: Drawn, purpose: int, rows: Array, columns: Array, flipped: bool) -> Array:
+    """`uniform` for rows and columns of what is streamed: V, or V.T where it is flipped."""
+    i, j = (columns, rows) if flipped else (rows, columns)
+    return uniform(drawn.seed, purpose, i, j)
 
 
 def _slabs(V_b: Any, top: int, left: int) -> Any:

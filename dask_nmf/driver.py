@@ -1,6 +1,5 @@
 """`factorize`: one run, or the best of several that share their reads of V."""
 
-import warnings
 from functools import partial
 from typing import Any
 
@@ -10,10 +9,9 @@ from dask_nmf.matrix import Missing
 from dask_nmf.newton import AnySolver
 from dask_nmf.options import check_int
 from dask_nmf.result import Result, last_loss
-from dask_nmf.running import not_converged, run
-from dask_nmf.stopping import Status
+from dask_nmf.running import run, warn_of_budget
 from dask_nmf.streams import in_streams
-from dask_nmf.types import Callback, ConvergenceWarning
+from dask_nmf.types import Callback
 
 
 def factorize(
@@ -197,6 +195,5 @@ def factorize(
         partial(run, weights=None, missing=missing), opened, [rank], seeds, out, told
     )
     best = min(found[rank], key=last_loss)
-    if best.status in (Status.MAX_PASSES, Status.MAX_SECONDS) and tol > 0:
-        warnings.warn(not_converged(best), ConvergenceWarning, stacklevel=2)
+    warn_of_budget(best, 3)
     return best

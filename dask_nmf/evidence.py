@@ -91,12 +91,12 @@ def together(Hs: list[Array]) -> Array:
     return total / len(Hs)
 
 
-def cophenetic(Hs: list[Array]) -> float:
-    """The cophenetic correlation of the consensus on which columns go together.
+def cophenetic(shares: Array) -> float:
+    """The cophenetic correlation of what `together` gives: 1 where all runs agree.
 
-    1 where all runs agree. Source: Brunet et al. 2004.
+    Source: Brunet et al. 2004.
     """
-    apart = squareform(1 - together(Hs), checks=False)
+    apart = squareform(1 - shares, checks=False)
     if len(apart) < 2 or np.ptp(apart) == 0:
         return 1.0
     return float(cophenet(average(apart), apart)[0])

@@ -119,9 +119,7 @@ def open_output(out: Any, V_uri: str) -> Output:
     ValueError, OSError
         If `out` is V, or cannot be read.
     """
-    if not isinstance(out, (str, os.PathLike, zarr.Group)):
-        raise TypeError(f"out must be a path, a URL or a zarr group, got {type(out).__name__}")
-    out = out if isinstance(out, zarr.Group) else absolute(out)
+    out = _checked_place(out)
     group = find_group(out)
     if group is not None and group.attrs.get(_KEY) is None and not _is_empty(group):
         raise FileExistsError(
@@ -165,6 +163,13 @@ def scan_places(group: Any) -> dict[int, list[str]]:
     return dict(sorted(found.items()))
 
 
+def _checked_place(out: Any) -> Any:
+    """`out` as a zarr group or an absolute path."""
+    if not isinstance(out, (str, os.PathLike, zarr.Group)):
+        raise TypeError(f"out must be a path, a URL or a zarr group, got {type(out).__name__}")
+    return out if isinstance(out, zarr.Group) else absolute(out)
+
+
 def make_scan_places(out: Any, ranks: Sequence[int], V_uri: str) -> None:
     """Groups for the runs of a scan to lie in, where they are not there yet.
 
@@ -175,10 +180,8 @@ def make_scan_places(out: Any, ranks: Sequence[int], V_uri: str) -> None:
     ValueError, OSError
         If `out` is V, or cannot be written.
     """
-    if not isinstance(out, (str, os.PathLike, zarr.Group)):
-        raise TypeError(f"out must be a path, a URL or a zarr group, got {type(out).__name__}")
-    group, given = find_group(out), isinstance(out, zarr.Group)
-    place: Any = out if given else absolute(out)  # type: ignore[arg-type]
+    place = _checked_place(out)
+    group, given = find_group(place), isinstance(place, zarr.Group)
     check_apart(uri_of(place.store_path) if given else place, V_uri)
     if group is not None and _KEY in group.attrs:
         raise FileExistsError(

@@ -7,7 +7,7 @@ from scipy.cluster.hierarchy import average, leaves_list
 from scipy.spatial.distance import squareform
 
 from dask_nmf.evidence import aligned, cophenetic, together
-from dask_nmf.scans import Scan
+from dask_nmf.scans import Scan, of_squares
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -91,13 +91,14 @@ def plot_consensus(scan: Scan, rank: int, ax: "Axes | None" = None) -> "Axes":
     ax = _axes(ax)
     Hs = [np.asarray(result.H) for result in scan.runs(rank)]
     shares = together(Hs)
+    agreement = cophenetic(shares)
     if len(shares) > 1:
         order = leaves_list(average(squareform(1 - shares, checks=False)))
         shares = shares[np.ix_(order, order)]
     image = ax.imshow(shares, vmin=0, vmax=1, cmap="viridis", interpolation="nearest")
     ax.figure.colorbar(image, ax=ax, label="share of the runs that join two columns")
     ax.set(xlabel="columns of V, ordered", ylabel="columns of V, ordered", xticks=[], yticks=[])
-    ax.set_title(f"rank {rank}, {len(Hs)} runs: cophenetic correlation {cophenetic(Hs):.3f}")
+    ax.set_title(f"rank {rank}, {len(Hs)} runs: cophenetic correlation {agreement:.3f}")
     return ax
 
 
@@ -161,5 +162,5 @@ def _axes(ax: "Axes | None") -> Any:
 
 
 def _error_of(scan: Scan) -> str:
-    loss = scan.best(scan.ranks[0]).parameters["loss"]
-    return "||V - W H|| / ||V||" if loss in ("frobenius", 2.0) else "divergence / that of V's mean"
+    squares = of_squares(scan.best(scan.ranks[0]))
+    return "||V - W H|| / ||V||" if squares else "divergence / that of V's mean"

@@ -54,8 +54,7 @@ def run(
         if result is None:
             result = run_job(job, callback, began, kept)
     # Last, so that a caller who turns warnings into errors loses nothing.
-    if job.options.tol > 0 and result.status in (Status.MAX_PASSES, Status.MAX_SECONDS):
-        warnings.warn(not_converged(result), ConvergenceWarning, stacklevel=3)
+    warn_of_budget(result, 4)
     return result
 
 
@@ -89,8 +88,14 @@ def _begun(
     return job, Kept(output, run, found.identity, every), None
 
 
-def not_converged(result: Result) -> str:
-    """What to tell of a run that its budget has ended."""
+def warn_of_budget(result: Result, stacklevel: int) -> None:
+    """Warn of a run that its budget has ended; stacklevel : of the user's call."""
+    ended = result.status in (Status.MAX_PASSES, Status.MAX_SECONDS)
+    if result.parameters["tol"] > 0 and ended:
+        warnings.warn(_not_converged(result), ConvergenceWarning, stacklevel=stacklevel)
+
+
+def _not_converged(result: Result) -> str:
     fell = ""
     if len(result.history) > 1:
         before, last = result.history[-2].error, result.history[-1].error

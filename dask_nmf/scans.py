@@ -10,7 +10,15 @@ from typing import Any
 import dask
 import numpy as np
 
-from dask_nmf.evidence import consensus, cophenetic, directions_of, distances, matched, silhouettes
+from dask_nmf.evidence import (
+    consensus,
+    cophenetic,
+    directions_of,
+    distances,
+    matched,
+    silhouettes,
+    together,
+)
 from dask_nmf.result import Result, last_loss
 from dask_nmf.suggesting import Evidence, Suggestion, one_less, suggest
 from dask_nmf.types import Array, DaskArray
@@ -26,6 +34,11 @@ class _Alike:
     norms: Array
     groups: Array
     apart: Array
+
+    @cached_property
+    def agreement(self) -> float:
+        """See `evidence.cophenetic`."""
+        return cophenetic(together(self.components))
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +144,7 @@ class Scan:
         lowest = min(self.ranks)
         best = self.best(lowest)
         rows, columns = best.parameters["shape"]
-        squares = best.parameters["loss"] in ("frobenius", 2.0)
+        squares = of_squares(best)
         W, H = best.W.astype(np.float64), np.asarray(best.H, np.float64)
         WtW, W_total = dask.compute(W.T @ W, W.sum(axis=0))
         every = [self._evidence(rank, squares) for rank in self.ranks]
@@ -148,7 +161,7 @@ class Scan:
             components = self._of(rank).components[: max(2, ceil(len(runs) * _HEARD))]
             found = silhouettes(distances(components), matched(components))
             stability = float(found.min())
-            agreement = cophenetic([np.asarray(result.H) for result in runs])
+            agreement = self._of(rank).agreement
         left = error**2 if squares else error
         return Evidence(rank, left, stability, agreement, tuple(hidden))
 
@@ -186,7 +199,7 @@ class Scan:
         if len(runs) > 1:
             found = self.stability(rank)
             row |= {"stability": float(found.mean()), "stability_least": float(found.min())}
-            row["cophenetic"] = cophenetic([np.asarray(result.H) for result in runs])
+            row["cophenetic"] = self._of(rank).agreement
         row["converged"] = sum(result.status.converged for result in runs)
         row["passes"] = max(result.history[-1].passes for result in runs)
         return row
@@ -209,6 +222,11 @@ class Scan:
             cells = (f"{name} {_told(value)}" for name, value in row.items() if value is not None)
             lines.append("  " + ", ".join(cells))
         return "\n".join(lines)
+
+
+def of_squares(result: Result) -> bool:
+    """Whether its error is that of squares, rather than of another divergence."""
+    return result.parameters["loss"] in ("frobenius", 2.0)
 
 
 def _difference(parameters: dict[str, Any]) -> str:

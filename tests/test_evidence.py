@@ -38,7 +38,7 @@ def test_permuted_components_are_matched(seed: int, runs: int, k: int) -> None:
         assert (group == groups[0][first[order]]).all()
     found = silhouettes(distances(components), groups)
     assert (found > 0.8).all()
-    assert cophenetic(Hs) > 0.9
+    assert cophenetic(together(Hs)) > 0.9
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(2, 5), st.integers(2, 5))
@@ -57,7 +57,7 @@ def test_components_by_chance_are_not_stable() -> None:
     Hs = [random.random((5, 60)) for _ in range(8)]
     components = [directions_of(H) for H in Hs]
     assert silhouettes(distances(components), matched(components)).mean() < 0.2
-    assert cophenetic(Hs) < 0.8
+    assert cophenetic(together(Hs)) < 0.8
 
 
 def test_consensus_leaves_out_what_stands_alone() -> None:
