@@ -265,7 +265,7 @@ def _slowly(path: Path, out: Path) -> None:
         time.sleep(0.2)
 
     vars(converting)["_CHUNK"] = 64
-    converting._Column.flush = slow  # type: ignore[method-assign]
+    converting._Column.flush = slow  # type: ignore[method-assign, assignment]
     convert(path, out)
 
 
