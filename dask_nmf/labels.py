@@ -11,6 +11,7 @@ from typing import Any
 import dask.array as da
 import numpy as np
 import zarr
+from dask.base import tokenize
 from zarr.codecs import Crc32cCodec
 
 from dask_nmf.types import AnyArray, Array, DaskArray
@@ -39,6 +40,14 @@ class Labels:
     column: str = "column"
     chunks: tuple[tuple[int, ...], ...] = ()
     coords: Any = field(default_factory=dict, repr=False)
+
+    @property
+    def order(self) -> str | None:
+        """Tells one order of rows from another, where V's chunks decide it."""
+        if len(self.dims) == 1:
+            return None
+        blocks = " x ".join(str(len(sizes)) for sizes in self.chunks)
+        return f"{' x '.join(self.dims)} in {blocks} chunks, {tokenize(self.chunks)[:6]}"
 
     def to_json(self) -> dict[str, Any]:
         """All but the coordinates."""

@@ -279,7 +279,8 @@ def prepare(
 
 def probed(plan: Plan, matrix: Matrix) -> Plan:
     """The plan with the seconds of a pass, from a block or two where tasks run."""
-    seconds = dask.delayed(_time_a_block)(matrix, plan.grid, plan.rank).compute()
+    bare = replace(matrix, labels=None)
+    seconds = dask.delayed(_time_a_block)(bare, plan.grid, plan.rank).compute()
     at_once = min(plan.blocks, plan.processes * min(plan.threads, os.cpu_count() or 1))
     return replace(plan, seconds=seconds * plan.blocks / at_once)
 
