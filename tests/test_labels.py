@@ -137,6 +137,7 @@ def test_gaps(chunks: dict[str, int] | None) -> None:
         np.testing.assert_allclose(result.H, expected.H, rtol=1e-9)
         np.testing.assert_allclose(result.W.compute(), expected.W.compute(), rtol=1e-9, atol=1e-12)
         assert_maps(result.to_xarray(), result.W.compute(), where)
+        assert not result.to_xarray().W.where(~seen, 0).any()
     with pytest.raises(ValueError, match="row .* holds nan"):
         dask_nmf.factorize(V.where(seen), feature_dim="band", **FEW)
 
@@ -163,7 +164,8 @@ def test_written_and_opened_again(tmp_path: Path) -> None:
 
 
 def test_many_runs(tmp_path: Path) -> None:
-    V, call = cube().chunk(CHUNKS), {"restarts": 2, "max_passes": 5, "feature_dim": "band"}
+    V = cube().chunk(CHUNKS)
+    call: dict[str, Any] = {"restarts": 2, "max_passes": 5, "tol": 0, "feature_dim": "band"}
     found = dask_nmf.scan(V, 3, out=tmp_path / "out.zarr", **call)
     best = dask_nmf.factorize(V, 3, **call)
     assert best.error == found.best(3).error
@@ -217,9 +219,7 @@ def test_a_path_and_the_command(
     assert json.loads(capsys.readouterr().out)["shape"] == [63, 11]
     lazy = xarray.open_zarr(path, chunks=None, consolidated=False).radiance
     assert dask_nmf.factorize(lazy, feature_dim="band", **FEW).to_xarray().identical(found)
-    seen = dask_nmf.factorize(
-        f"{path}/radiance", weights=f"{path}/seen", feature_dim="band", **FEW
-    )
+    seen = dask_nmf.factorize(f"{path}/radiance", weights=f"{path}/seen", feature_dim="band", **FEW)
     assert seen.to_xarray().W.shape == (7, 9, 3)
 
 
