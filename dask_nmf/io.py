@@ -115,6 +115,8 @@ def open_matrix(V: Any, missing: Missing = "error", name: str = "V") -> Matrix:
         raise ValueError(f"missing must be 'error', 'zero' or 'nan', got {missing!r}")
     if isinstance(V, (str, os.PathLike)):
         V = _open_path(absolute(V), name)
+    if is_store(V):  # of AnnData
+        V, _ = open_store(V, None)
     if isinstance(V, zarr.Group) and as_told(V):
         uri = uri_of(V.store_path)
         return _from_csr(open_group(V, uri, missing != "zero"), uri, missing == "nan")
@@ -159,11 +161,7 @@ def _open_path(path: str, name: str = "V") -> zarr.Array[Any] | zarr.Group:
     except (ImportError, ValueError, LookupError, TypeError, AttributeError) as error:
         told = str(error) if isinstance(error, (ImportError, ValueError)) else repr(error)
         raise ValueError(f"{name}: cannot open {path!r}: {told}") from error
-    if (
-        isinstance(found, zarr.Group)
-        and not as_told(found)
-        and not (name == "V" and is_store(found))
-    ):
+    if isinstance(found, zarr.Group) and not (as_told(found) or is_store(found)):
         with warnings.catch_warnings():  # about whatever else lies there
             warnings.filterwarnings("ignore", "Object at ", category=UserWarning)
             groups = (name for name, group in found.groups() if as_told(group))

@@ -85,6 +85,8 @@ def test_a_store(store: Path, layer: str | None) -> None:
         assert result.parameters["V"] == f"file://{plain}"
     seen: Any = dask_nmf.plan(store, 3, layer=layer).shape
     assert seen == (M, N)
+    with pytest.raises(TypeError, match="weights must be a dense array, got a sparse one"):
+        dask_nmf.factorize(DENSE, weights=store, **FEW)
     lazy = anndata.io.sparse_dataset(zarr.open_group(store / "X", mode="r"))
     assert_like(dask_nmf.factorize(cells(lazy), **FEW), str(store / "X"))
 
