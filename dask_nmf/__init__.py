@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dask_nmf import oracle
+    from dask_nmf.annotating import annotate
     from dask_nmf.converting import convert
     from dask_nmf.divergences import Beta
     from dask_nmf.driver import factorize
@@ -66,6 +67,7 @@ _HOME = {
     "StorageFailed": "errors",
     "Suggestion": "suggesting",
     "SweepRecord": "types",
+    "annotate": "annotating",
     "convert": "converting",
     "factorize": "driver",
     "open_result": "output",
@@ -103,6 +105,7 @@ __all__ = [
     "StorageFailed",
     "Suggestion",
     "SweepRecord",
+    "annotate",
     "convert",
     "factorize",
     "open_result",

@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _fit(arguments: argparse.Namespace) -> int:
     names = ("init", "tol", "max_passes", "max_seconds", "seed", "memory", "block_rows")
     more = ("missing", "overwrite", "checkpoint_every", "weights", "alpha_W", "l1_ratio")
-    known = ("fixed_H", "sum_to_one", "perturb", "held_out", "restarts")
+    known = ("fixed_H", "sum_to_one", "perturb", "held_out", "restarts", "layer", "feature_dim")
     options = {name: getattr(arguments, name) for name in (*names, *more, *known)}
     options |= {"loss": _number_or_name(arguments.loss)}
     options |= {"alpha_H": _number_or_name(arguments.alpha_H)}
@@ -99,7 +99,7 @@ def _solver(arguments: argparse.Namespace) -> Any:
 
 def _plan(arguments: argparse.Namespace) -> int:
     names = ("init", "weights", "max_passes", "memory", "block_rows", "missing")
-    more = ("fixed_H", "sum_to_one", "perturb", "held_out")
+    more = ("fixed_H", "sum_to_one", "perturb", "held_out", "layer", "feature_dim")
     with _scheduler(arguments.scheduler):
         found = plan(
             arguments.V,
@@ -209,7 +209,7 @@ def _parser() -> argparse.ArgumentParser:
 
     fit = commands.add_parser("fit", help="factor a zarr array into W and H")
     fit.set_defaults(run=_fit)
-    fit.add_argument("V", help="path or URL of the zarr array or sparse group, non-negative")
+    fit.add_argument("V", help="path or URL of a zarr array, sparse group or AnnData store")
     fit.add_argument("out", help="path or URL of the zarr group for W, H and the history")
     _shared(fit)
     fit.add_argument("--alpha-W", type=float, default=0.0, help="penalty on W, times columns")
@@ -274,6 +274,8 @@ def _shared(command: argparse.ArgumentParser) -> None:
     command.add_argument("--perturb", type=float, default=0.0, help="noise on V's entries, a share")
     command.add_argument("--held-out", type=float, default=0.0, help="share of entries not seen")
     command.add_argument("--weights", help="path or URL of an array like V; 0: not there")
+    command.add_argument("--layer", help="of an AnnData store, rather than X")
+    command.add_argument("--feature-dim", help="of an array with more dimensions: the columns")
     command.add_argument("--init", default="random", help="random, nndsvd, nndsvda or nndsvdar")
     command.add_argument("--max-passes", type=int, default=200, help="most passes over V")
     command.add_argument("--block-rows", type=int, help="rows of V per block")

@@ -14,6 +14,7 @@ from dask_nmf.blocks import Grid
 from dask_nmf.boxes import Boxes, Checked, Transposed, as_block, as_dense, check_entries
 from dask_nmf.csr import CSR, index_dtype, row_slabs
 from dask_nmf.draws import Drawn, perturbed, shown, without_unweighted
+from dask_nmf.labels import Labels
 from dask_nmf.layout import is_mapped, stored_share
 from dask_nmf.reader import Reader
 from dask_nmf.sparse import not_as_told, regrouped, unlike
@@ -71,6 +72,8 @@ class Matrix:
         Noise on its entries, and which of them a run does not see.
     flipped : bool
         Whether the rows of the source, in the workers' memory, are V's columns.
+    labels : Labels, optional
+        What V's rows and columns are.
     """
 
     source: Any
@@ -88,6 +91,7 @@ class Matrix:
     shared: "Shared | None" = None
     drawn: Drawn | None = None
     flipped: bool = False
+    labels: Labels | None = None
 
     @property
     def missing(self) -> Missing:

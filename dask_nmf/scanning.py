@@ -16,7 +16,7 @@ from dask_nmf.streams import in_streams
 from dask_nmf.transforming import transform
 
 _REFIT = ("loss", "alpha_W", "l1_ratio", "sum_to_one")
-_OURS = {"rank", "seed", "out", "callback", "memory", "weights", "missing"}
+_OURS = {"rank", "seed", "out", "callback", "memory", "weights", "missing", "layer", "feature_dim"}
 
 
 def scan(
@@ -29,6 +29,8 @@ def scan(
     memory: int | str | None = None,
     weights: Any = None,
     missing: Missing = "error",
+    layer: str | None = None,
+    feature_dim: Any = None,
     **options: Any,
 ) -> Scan:
     """Factor V at several ranks, from several starts each, with one read of V per sweep for all.
@@ -38,7 +40,7 @@ def scan(
 
     Parameters
     ----------
-    V, weights, missing
+    V, weights, missing, layer, feature_dim
         As for `factorize`.
     ranks : int or iterable of int
     restarts : int
@@ -80,7 +82,7 @@ def scan(
         raise TypeError(f"scan does not take {', '.join(clash)}: see ranks=, restarts=, seed=")
     seed = check_int("seed", seed, 0)
     seeds = range(seed, seed + check_int("restarts", restarts, 1))
-    opened = open_weighted(V, missing, weights)
+    opened = open_weighted(V, missing, weights, layer, feature_dim)
     told = {"memory": memory, **options}
     found = in_streams(factorize, opened, _ranks(ranks), seeds, out, told)
     alike = {name: options[name] for name in _REFIT if name in options}
