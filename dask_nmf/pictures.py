@@ -73,10 +73,7 @@ def plot_history(
         if value not in _FIELDS:
             raise ValueError(f"{axis} must be one of {', '.join(_FIELDS)}, got {value!r}")
     named = _named(results)
-    ax = axes(ax)
-    lines: list[Any] = []
-    labels: list[str] = []
-    drawn: list[float] = []
+    lines = []  # colour, style, label, points
     for j, (label, result) in enumerate(named.items()):
         styles = {y: (".-", label)}
         if y == "error":
@@ -84,18 +81,23 @@ def plot_history(
         for field, (style, text) in styles.items():
             at = [(getattr(one, x), getattr(one, field)) for one in result.history]
             if known := [point for point in at if None not in point]:
-                lines += ax.plot(*zip(*known, strict=True), style, color=f"C{j % 10}")
-                labels.append(text)
-                drawn += [value for _, value in known]
-    if not drawn:
+                lines.append((f"C{j % 10}", style, text, known))
+    if not lines:
         raise ValueError(f"y must be what these runs have, and they have no {y}")
-    if min(drawn) > 0 and max(drawn) > 10 * min(drawn):
+    ax = axes(ax)
+    drawn = [
+        ax.plot(*zip(*points, strict=True), style, color=colour)[0]
+        for colour, style, _, points in lines
+    ]
+    heights = [height for *_, points in lines for _, height in points]
+    if min(heights) > 0 and max(heights) > 10 * min(heights):
         ax.set_yscale("log")
     ax.set(xlabel=_AXES.get(x, x), ylabel=error_of(named.values()) if y == "error" else y)
     if x != "sweep":
         ax.set_xlim(left=0)
     if len(lines) > 1:
-        for name in ax.legend(lines, labels, frameon=False).get_texts():
+        labels = [label for _, _, label, _ in lines]
+        for name in ax.legend(drawn, labels, frameon=False).get_texts():
             name.set_parse_math(False)
     return ax
 
@@ -269,8 +271,8 @@ def plot_scatter(
     """
     pair = [_component(result, j) for j in (first, second)]
     stride = max(1, ceil(result.W.shape[0] / check_int("most", most, 1)))
-    points = np.asarray(result.W[::stride][:, pair])
     ax = axes(ax)
+    points = np.asarray(result.W[::stride][:, pair])
     ax.scatter(points[:, 0], points[:, 1], s=6, alpha=0.4, linewidths=0, rasterized=True)
     ax.set(xlabel=f"component {first} in W", ylabel=f"component {second} in W")
     return ax

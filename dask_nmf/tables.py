@@ -18,7 +18,8 @@ def ends(rows: Sequence[Row], most: int = 10) -> list[Row]:
     """The first and the last of many rows, and a row of dots between."""
     if len(rows) <= most:
         return list(rows)
-    return [*rows[:3], dict.fromkeys(rows[0], "..."), *rows[4 - most :]]
+    dots = {name: "..." for name, value in rows[0].items() if value is not None}
+    return [*rows[:3], dots, *rows[4 - most :]]
 
 
 def as_text(rows: Sequence[Row]) -> str:
