@@ -16,6 +16,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from dask_nmf.converting import convert
 from dask_nmf.converting import describe as describe_csr
+from dask_nmf.doctor import WRONG, examine
 from dask_nmf.driver import factorize
 from dask_nmf.errors import RunStopped
 from dask_nmf.newton import Newton
@@ -155,6 +156,17 @@ def _report(arguments: argparse.Namespace) -> int:
     return DONE
 
 
+def _doctor(arguments: argparse.Namespace) -> int:
+    from distributed import Client
+
+    worst = DONE
+    with Client(arguments.scheduler, timeout=30) as client:
+        for finding in examine(client, arguments.V, arguments.out):
+            print(finding, flush=True)
+            worst = FAILURE if finding.level == WRONG else worst
+    return worst
+
+
 def describe(result: Result) -> str:
     """What a results group holds, as text."""
     history = [{name: getattr(record, name) for name in _SHOWN} for record in result.history]
@@ -249,6 +261,12 @@ def _parser() -> argparse.ArgumentParser:
     sparse.add_argument("--memory", help="limit for this process, such as 2GiB")
     sparse.add_argument("--layer", help="of an .h5ad file: this layer rather than X")
     sparse.add_argument("--overwrite", action="store_true", help="replace another CSR group")
+
+    doctor = commands.add_parser("doctor", help="what would go wrong on a cluster")
+    doctor.set_defaults(run=_doctor, quiet=False)
+    doctor.add_argument("--scheduler", required=True, help="its address: tcp://host:8786")
+    doctor.add_argument("--V", help="path or URL: can client and workers open it?")
+    doctor.add_argument("--out", help="path or URL: can workers write there, and only once?")
 
     show = commands.add_parser("show", help="print what a results group holds, or a scan's")
     show.set_defaults(run=_show, quiet=False)

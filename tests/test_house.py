@@ -22,7 +22,7 @@ ORDER = (
     "advice fitting planner transforming looking result fingerprint packing commits checkpoint "
     "output rechunking sorting sources matrixmarket files converting resume sweeps visits loop "
     "running lockstep streams driver evidence suggesting scans pictures plots scanning reporting "
-    "cli"
+    "doctor cli"
 )
 
 
