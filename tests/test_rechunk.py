@@ -1,8 +1,5 @@
 """A copy in other chunks is V, is made within memory, and goes on where it was killed."""
 
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -19,6 +16,7 @@ from dask_nmf.cli import main
 from dask_nmf.rechunking import describe, rechunk
 from dask_nmf.survey import geometry
 from tests.conftest import Array, counted, low_rank
+from tests.processes import CONTEXT
 
 SHAPE = (90, 62)
 
@@ -46,8 +44,10 @@ def values(dtype: str = "f4") -> Array:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("chunks", [None, (20, 62), (7, 11), (90, 62), (90, 9)])
-@pytest.mark.parametrize("dtype", ["f4", "u2"])
+@pytest.mark.parametrize(
+    ("chunks", "dtype"),
+    [(None, "f4"), ((20, 62), "u2"), ((7, 11), "f4"), ((90, 62), "u2"), ((90, 9), "f4")],
+)
 def test_the_copy_is_V(tmp_path: Path, layout: str, chunks: Any, dtype: str) -> None:
     V = zarr.create_array(
         tmp_path / "V.zarr",
@@ -132,19 +132,17 @@ def test_default_chunks_suit_the_plan() -> None:
     assert suited(1_000, 10**8, (100, 1_000)) == (1_000, 4_000)
 
 
-KILLED = """
-import sys, time
-from dask_nmf import rechunking
-write = rechunking._write
-def slow(block, target, corner):
-    write(block, target, corner)
-    time.sleep(0.05)
-rechunking._write = slow
-rechunking.BASE_BYTES = 0
-import dask
-with dask.config.set(num_workers=1):
-    rechunking.rechunk(sys.argv[1], sys.argv[2], chunks=(5, 62), memory=int(sys.argv[3]))
-"""
+def _slowly(V: Path, out: Path, limit: int) -> None:
+    """In a process of its own, which may die before it is done."""
+    write = rechunking._write
+
+    def slow(*args: Any) -> None:
+        write(*args)
+        time.sleep(0.05)
+
+    vars(rechunking).update(_write=slow, BASE_BYTES=0)
+    with dask.config.set(scheduler="threads", num_workers=1):
+        rechunk(V, out, chunks=(5, 62), memory=limit)
 
 
 @pytest.mark.parametrize("limit", [60_000, 400_000])  # in two steps, in one
@@ -153,16 +151,18 @@ def test_killed_at_any_moment_it_goes_on(tmp_path: Path, tight: None, limit: int
     zarr.create_array(V, data=low_rank(*SHAPE, 2).astype("f4"), chunks=(90, 5))
     kills, seen = 0, 0
     while True:
-        process = subprocess.Popen([sys.executable, "-c", KILLED, str(V), str(out), str(limit)])
+        process = CONTEXT.Process(target=_slowly, args=(V, out, limit), daemon=True)
+        process.start()
         chunks = [*tmp_path.glob("copy.zarr*/c/*/*")]
         deadline = time.monotonic() + 60
-        while process.poll() is None and time.monotonic() < deadline:
+        while process.is_alive() and time.monotonic() < deadline:
             if len([*tmp_path.glob("copy.zarr*/c/*/*")]) >= len(chunks) + 5:
-                process.send_signal(signal.SIGKILL)
+                process.kill()
                 kills += 1
+                break
             time.sleep(0.02)
-        process.wait()
-        if process.returncode == 0 or kills >= 3:
+        process.join(10)
+        if process.exitcode == 0 or kills >= 3:
             break
         finished = {path: path.stat().st_mtime_ns for path in chunks}
         assert all(path.stat().st_mtime_ns == at for path, at in finished.items() if path.exists())

@@ -28,15 +28,18 @@ def _alone(V: Any, scan: dask_nmf.Scan, seeds: range, **options: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "told",
+    ("scheduler", "told"),
     [
-        {"solver": "auto"},
-        {"solver": "hals", "init": "nndsvda"},
-        {"solver": "mu", "alpha_W": 0.01},
-        {"loss": "kullback-leibler"},
-        {"sum_to_one": True},
+        ("synchronous", {"solver": "auto"}),
+        ("threads", {"solver": "auto"}),
+        ("cluster", {"solver": "auto"}),
+        ("cluster", {"solver": "hals", "init": "nndsvda"}),
+        ("threads", {"solver": "mu", "alpha_W": 0.01}),
+        ("cluster", {"loss": "kullback-leibler"}),
+        ("threads", {"sum_to_one": True}),
     ],
-    ids=["auto", "hals", "mu", "kl", "closed"],
+    indirect=["scheduler"],
+    ids=lambda x: x if isinstance(x, str) else "-".join(map(str, x.values())),
 )
 def test_two_ranks_and_three_restarts_are_six_runs(
     tmp_path: Path, scheduler: str, told: dict[str, Any]
