@@ -26,10 +26,12 @@ if TYPE_CHECKING:
     from dask_nmf.init import NNDSVD, Random
     from dask_nmf.newton import Newton
     from dask_nmf.output import open_result
+    from dask_nmf.pictures import plot_component, plot_history, plot_map, plot_scatter
     from dask_nmf.planner import plan
     from dask_nmf.plans import Plan
     from dask_nmf.plots import plot_components, plot_consensus, plot_ranks
     from dask_nmf.rechunking import rechunk
+    from dask_nmf.reporting import report
     from dask_nmf.result import Result
     from dask_nmf.scanning import scan
     from dask_nmf.scans import Consensus, Scan
@@ -74,10 +76,15 @@ _HOME = {
     "open_scan": "scanning",
     "oracle": "oracle",
     "plan": "planner",
+    "plot_component": "pictures",
     "plot_components": "plots",
     "plot_consensus": "plots",
+    "plot_history": "pictures",
+    "plot_map": "pictures",
     "plot_ranks": "plots",
+    "plot_scatter": "pictures",
     "rechunk": "rechunking",
+    "report": "reporting",
     "scan": "scanning",
     "transform": "transforming",
     "update_H": "stream",
@@ -112,10 +119,15 @@ __all__ = [
     "open_scan",
     "oracle",
     "plan",
+    "plot_component",
     "plot_components",
     "plot_consensus",
+    "plot_history",
+    "plot_map",
     "plot_ranks",
+    "plot_scatter",
     "rechunk",
+    "report",
     "scan",
     "transform",
     "update_H",

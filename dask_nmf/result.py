@@ -1,15 +1,17 @@
 """What a run returns."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import dask.array as da
 import numpy as np
+from dask.utils import format_bytes, format_time
 
 from dask_nmf.labels import Labels, column_names, dataset, maps
 from dask_nmf.options import check_int
 from dask_nmf.plans import Plan
 from dask_nmf.stopping import Status
+from dask_nmf.tables import as_html, ends, facts_as_html
 from dask_nmf.types import AnyArray, DaskArray, SweepRecord
 
 
@@ -177,6 +179,29 @@ class Result:
             **{k: v for k, v in self.parameters.items() if k != "shape"},
         }
 
+    def rows(self) -> list[tuple[str, str]]:
+        """Label and value of each line of the table that a notebook shows."""
+        (m, n), last = self.parameters["shape"], self.history[-1]
+        facts = [
+            ("V", f"{m:,} x {n:,} {self.W.dtype}"),
+            ("rank", f"{len(self.H)}" + (f", {self.dead} of them ended as zero" * bool(self.dead))),
+            ("error", f"{last.error:.6g}"),
+            ("status", f"{self.status.name.lower()}: {self.status.value}"),
+            ("passes", f"{last.passes}, for {last.sweep} sweeps"),
+            ("time", f"{format_time(last.seconds)}, {format_bytes(last.bytes_read)} read"),
+            ("results", self.out or "in memory"),
+        ]
+        if last.held_out is not None:
+            facts.insert(3, ("error of hidden entries", f"{last.held_out:.6g}"))
+        return facts
+
+    def _repr_html_(self) -> str:
+        history = as_html(ends([asdict(record) for record in self.history]))
+        folded = {"history": history, "parameters": facts_as_html(self.parameters.items())}
+        return facts_as_html(self.rows()) + "".join(
+            f"<details><summary>{name}</summary>{table}</details>" for name, table in folded.items()
+        )
+
     def __repr__(self) -> str:
         m, n = self.parameters["shape"]
         return (
@@ -189,6 +214,11 @@ def last_loss(result: Result) -> float:
     """What restarts are compared by: with penalties the objective, else the error."""
     last = result.history[-1]
     return last.error if last.objective is None else last.objective
+
+
+def of_squares(result: Result) -> bool:
+    """Whether its error is that of squares, rather than of another divergence."""
+    return result.parameters["loss"] in ("frobenius", 2.0)
 
 
 def as_table(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> Any:

@@ -11,6 +11,7 @@ from dask_nmf.io import open_weighted
 from dask_nmf.matrix import Missing
 from dask_nmf.options import check_int
 from dask_nmf.output import find_group, open_result, scan_places
+from dask_nmf.result import Result
 from dask_nmf.scans import Scan
 from dask_nmf.streams import in_streams
 from dask_nmf.transforming import transform
@@ -106,6 +107,12 @@ def open_scan(out: Any) -> Scan:
         raise FileNotFoundError(f"there is no dask_nmf scan at {out}")
     found = {k: tuple(open_result(group[name]) for name in names) for k, names in places.items()}
     return Scan(found)
+
+
+def open_either(out: Any) -> Result | Scan:
+    """What is at `out`: `open_scan` of the results of several runs, `open_result` of one."""
+    group = find_group(out)
+    return open_scan(out) if group is not None and scan_places(group) else open_result(out)
 
 
 def _ranks(ranks: Any) -> list[int]:
