@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         RunTakenOver,
         StorageFailed,
     )
+    from dask_nmf.estimator import NMF, non_negative_factorization
     from dask_nmf.init import NNDSVD, Random
     from dask_nmf.newton import Newton
     from dask_nmf.output import open_result
@@ -53,6 +54,7 @@ _HOME = {
     "HALS": "solvers",
     "LookAhead": "solvers",
     "MU": "solvers",
+    "NMF": "estimator",
     "NNDSVD": "init",
     "Newton": "newton",
     "Plan": "plans",
@@ -68,6 +70,7 @@ _HOME = {
     "SweepRecord": "types",
     "convert": "converting",
     "factorize": "driver",
+    "non_negative_factorization": "estimator",
     "open_result": "output",
     "open_scan": "scanning",
     "oracle": "oracle",
@@ -85,6 +88,7 @@ _HOME = {
 __all__ = [
     "HALS",
     "MU",
+    "NMF",
     "NNDSVD",
     "Beta",
     "ClusterLost",
@@ -105,6 +109,7 @@ __all__ = [
     "SweepRecord",
     "convert",
     "factorize",
+    "non_negative_factorization",
     "open_result",
     "open_scan",
     "oracle",

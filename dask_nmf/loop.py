@@ -4,7 +4,7 @@ import errno
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import accumulate
 from typing import TypeVar
@@ -94,6 +94,10 @@ def _run(
     else:
         logger.info("going on after pass %d", state.passes)
         began -= state.history[-1].seconds if state.history else 0.0
+    at_hand = plan.blocks == 1 and matrix.in_memory and not (kept or matrix.shared)
+    if at_hand and not (job.scheduler.remote or matrix.partial):
+        state = replace(state, W=compute(state.W)[0])
+        matrix = matrix.at_hand(plan.grid)
     asked, reads = False, plan.reads_per_sweep
     rounding = max(1e-13, float(np.finfo(state.H.dtype).eps))
     while (status := stop(state.history, options, asked, reads, rounding)) is Status.RUNNING:
@@ -103,7 +107,10 @@ def _run(
             state = kept.run.save(state, kept.every)
         asked = _report(state, callback)
     logger.info("%s: %s", status.name.lower(), status.value)
-    result = _result(job, state, status, resumed_from)
+    ended = state
+    if divergence and options.rule == "decrease":
+        ended = _surviving(plan, partial(visits.with_last_H, job, state, matrix, first.sums))
+    result = _result(job, ended, status, resumed_from)
     if kept is None:
         return result
     if kept.identity is not None and identity(job.matrix) != kept.identity:
@@ -113,6 +120,8 @@ def _run(
 
 
 def _result(job: Job, state: State, status: Status, resumed_from: int | None) -> Result:
+    if isinstance(state.W, np.ndarray):
+        state = replace(state, W=da.from_array(state.W, chunks=-1, name=False))
     plan, (W, H) = job.plan, _factors(state, job.plan)
     parameters = {
         "shape": list(plan.shape),

@@ -19,6 +19,7 @@ from dask_nmf.reader import Reader
 from dask_nmf.sparse import not_as_told, regrouped, unlike
 from dask_nmf.stream import from_boxes
 from dask_nmf.types import AnyArray, Array, DaskArray, FirstPass, working_dtype
+from dask_nmf.watch import compute
 
 _SLAB_BYTES = 2**22  # of a block in float64, that is checked beside its weights
 
@@ -71,6 +72,8 @@ class Matrix:
         Noise on its entries, and which of them a run does not see.
     flipped : bool
         Whether the rows of the source, in the workers' memory, are V's columns.
+    block : array, optional
+        The only block there is, if it is at hand.
     """
 
     source: Any
@@ -88,6 +91,7 @@ class Matrix:
     shared: "Shared | None" = None
     drawn: Drawn | None = None
     flipped: bool = False
+    block: AnyArray | None = None
 
     @property
     def missing(self) -> Missing:
@@ -172,6 +176,8 @@ class Matrix:
         Its keys are unique, so that it is always read again; of a shared V, in the next pass.
         """
         dtype = dtype or working_dtype(self.dtype)
+        if self.block is not None:
+            return self.block
         V = self._shared_blocks(grid, dtype)
         if self.drawn is None or not self.drawn.perturb:
             return V
@@ -257,6 +263,10 @@ class Matrix:
             return self
         plain = replace(self.unchecked if self.partial else self, drawn=None)
         return replace(self, kept=plain.blocks(grid).blocks[:blocks].persist())
+
+    def at_hand(self, grid: Grid) -> "Matrix":
+        """V as the one block that it is: for small ones a graph costs more than its work."""
+        return replace(self, block=compute(self.blocks(grid))[0])
 
     def held_by_workers(self, grid: Grid) -> "Matrix":
         """A V in memory sent to the workers of a cluster once, instead of with every pass."""
