@@ -22,7 +22,8 @@ if TYPE_CHECKING:
         RunTakenOver,
         StorageFailed,
     )
-    from dask_nmf.estimator import NMF, non_negative_factorization
+    from dask_nmf.estimator import NMF
+    from dask_nmf.functional import non_negative_factorization
     from dask_nmf.init import NNDSVD, Random
     from dask_nmf.newton import Newton
     from dask_nmf.output import open_result
@@ -70,7 +71,7 @@ _HOME = {
     "SweepRecord": "types",
     "convert": "converting",
     "factorize": "driver",
-    "non_negative_factorization": "estimator",
+    "non_negative_factorization": "functional",
     "open_result": "output",
     "open_scan": "scanning",
     "oracle": "oracle",

@@ -1,11 +1,10 @@
-"""scikit-learn's face: `NMF` and `non_negative_factorization` with its names, by `factorize`'s run.
+"""scikit-learn's face: `NMF` with its names, by `factorize`'s run.
 
 Needs scikit-learn (``pip install "dask_nmf[sklearn]"``), which nothing else here imports.
 """
 
 import os
 import warnings
-from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
@@ -14,7 +13,7 @@ import numpy as np
 import zarr
 
 from dask_nmf.divergences import Beta
-from dask_nmf.init import Random
+from dask_nmf.init import ScikitRandom
 from dask_nmf.io import open_matrix
 from dask_nmf.losses import Loss, make_loss
 from dask_nmf.matrix import Matrix
@@ -23,19 +22,10 @@ from dask_nmf.planner import Job, prepare
 from dask_nmf.result import Result
 from dask_nmf.running import carried_out
 from dask_nmf.solvers import HALS, MU, LookAhead
-from dask_nmf.terms import scaled
 from dask_nmf.transforming import transform
-from dask_nmf.types import (
-    AnyArray,
-    Array,
-    DaskArray,
-    Once,
-    Sums,
-    SweepRecord,
-    at_once,
-    working_dtype,
-)
+from dask_nmf.types import AnyArray, DaskArray, SweepRecord, working_dtype
 from dask_nmf.watch import compute
+from dask_nmf.wording import CD_LOSS, IGNORED, MU_AND_ZEROS, NOT_CONVERGED, ZEROS
 
 try:
     from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
@@ -48,55 +38,9 @@ except ImportError as error:
         'NMF and non_negative_factorization need scikit-learn: pip install "dask_nmf[sklearn]"'
     ) from error
 
-_DRAWN_AT_ONCE = 2**23  # entries
 _SMALL = 2**24  # bytes of a lazy X that is read once, as arrays in memory are faster
 _SOLVERS: dict[str, Any] = {"cd": HALS(inner=1), "mu": MU(), "auto": LookAhead()}
 _RULES: dict[str, Rule] = {"cd": "gradient", "mu": "decrease", "auto": "kkt"}
-
-_NOT_CONVERGED = "Maximum number of iterations %d reached. Increase it to improve convergence."
-_CD_LOSS = "Invalid beta_loss parameter: solver 'cd' does not handle beta_loss = {!r}"
-_ZEROS = (
-    "When beta_loss <= 0 and X contains zeros, the solver may diverge. Please add small values to "
-    "X, or use a positive beta_loss."
-)
-_MU_AND_ZEROS = (
-    "The multiplicative update ('mu') solver cannot update zeros present in the initialization, "
-    "and so leads to poorer results when used jointly with init='nndsvd'. You may try "
-    "init='nndsvda' or init='nndsvdar' instead."
-)
-_IGNORED = (
-    "When init!='custom', provided W or H are ignored. Set  init='custom' to use them as "
-    "initialization."
-)
-_W_NOT_USED = "When update_H=False, the provided initial W is not used."
-
-
-@dataclass(frozen=True)
-class ScikitRandom(Random):
-    """The numbers that scikit-learn draws, where W is so small that it can be drawn in one piece.
-
-    Else those of `Random`: in either case a function of (seed, shape, rank).
-    """
-
-    def factors(
-        self,
-        V: DaskArray,
-        rank: int,
-        sums: Sums,
-        seed: int,
-        transposed: bool = False,
-        once: Once = at_once,
-    ) -> tuple[DaskArray, Array]:
-        """As `Start.factors`."""
-        m, n = V.shape[::-1] if transposed else V.shape
-        if m * rank > _DRAWN_AT_ONCE or seed >= 2**32:
-            return super().factors(V, rank, sums, seed, transposed, once)
-        normal, scale = np.random.RandomState(seed).standard_normal, np.sqrt(sums.total / m / n / rank)  # noqa: NPY002
-        H = np.abs(scale * normal((rank, n))).astype(V.dtype)
-        W = np.abs(scale * normal((m, rank))).astype(V.dtype)
-        W, H = (H.T, W.T) if transposed else (W, H)
-        chunks = (V.chunks[0], rank)
-        return da.from_array(W, chunks=chunks, name=False), np.ascontiguousarray(H)
 
 
 class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
@@ -283,7 +227,7 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # 
         if self.init == "custom":
             W, H = _checked_start(matrix, W, H, self.n_components)
         elif W is not None or H is not None:
-            warnings.warn(_IGNORED, RuntimeWarning, stacklevel=3)
+            warnings.warn(IGNORED, RuntimeWarning, stacklevel=3)
         self._n_components = _rank(self.n_components, matrix, H if self.init == "custom" else None)
         job = self._job(matrix, W, H)
         result = carried_out(job, self.out, callback=_printed if self.verbose else None)
@@ -294,13 +238,13 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # 
         self.n_iter_ = len(result.history)
         self.converged_ = result.status.converged
         if not self.converged_ and self.tol > 0:
-            warnings.warn(_NOT_CONVERGED % self.max_iter, ConvergenceWarning, stacklevel=3)
+            warnings.warn(NOT_CONVERGED % self.max_iter, ConvergenceWarning, stacklevel=3)
         return _as_given(result.W, like)
 
     def _job(self, matrix: Matrix, W: Any, H: Any) -> Job:
         loss, solver = self._loss(), _SOLVERS[self.solver]
         if self.solver == "cd" and isinstance(loss, Beta):
-            raise ValueError(_CD_LOSS.format(self.beta_loss))
+            raise ValueError(CD_LOSS.format(self.beta_loss))
         init = self.init
         fits = self._n_components <= min(matrix.shape)
         if init is None:
@@ -310,7 +254,7 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # 
                 f"init = '{init}' can only be used when n_components <= min(n_samples, n_features)"
             )
         if init == "nndsvd" and self.solver == "mu":
-            warnings.warn(_MU_AND_ZEROS, UserWarning, stacklevel=4)
+            warnings.warn(MU_AND_ZEROS, UserWarning, stacklevel=4)
         start = ScikitRandom() if init == "random" else init
         return prepare(
             matrix,
@@ -351,8 +295,16 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # 
         check_non_negative(X, "NMF initialization" if reset else "X in NMF")
         loss = self._loss()
         if isinstance(loss, Beta) and loss.beta <= 0 and X.min() == 0:
-            raise ValueError(_ZEROS)
+            raise ValueError(ZEROS)
         return open_matrix(X if isinstance(X, np.ndarray) else X.tocsr(), name="X"), like
+
+    def _with_known(self, X: Any, H: Any) -> tuple[AnyArray, AnyArray]:
+        """W for that H, and H in X's dtype."""
+        self._validate_params()
+        matrix, like = self._opened(X, reset=True)
+        rank = self.n_components if isinstance(self.n_components, Integral) else None
+        H = _checked_factor(H, (rank, matrix.shape[1]), "NMF (input H)", matrix)
+        return _as_given(self._solved(matrix, H), like), H
 
     def _loss(self) -> Loss:
         return make_loss(self.beta_loss)
@@ -362,109 +314,38 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # 
         return transform(matrix, H, loss=self._loss(), memory=self.memory, **told)
 
 
-def non_negative_factorization(
-    X: Any,
-    W: Any = None,
-    H: Any = None,
-    n_components: int | str | None = "auto",
-    *,
-    init: str | None = None,
-    update_H: bool = True,
-    solver: str = "cd",
-    beta_loss: str | float = "frobenius",
-    tol: float = 1e-4,
-    max_iter: int = 200,
-    alpha_W: float = 0.0,
-    alpha_H: float | str = "same",
-    l1_ratio: float = 0.0,
-    random_state: Any = None,
-    verbose: int = 0,
-    shuffle: bool = False,
-) -> tuple[AnyArray, AnyArray, int]:
-    """W, H and the number of iterations, as ``sklearn.decomposition.non_negative_factorization``.
-
-    Parameters
-    ----------
-    X, W, H : as for `NMF.fit`
-    update_H : bool
-        False: H is what it is, and each row of W is solved for it to its end, in one pass.
-    n_components, init, solver, beta_loss, tol, max_iter, alpha_W, alpha_H, l1_ratio, \
-    random_state, verbose, shuffle
-        As for `NMF`.
-
-    Returns
-    -------
-    W : (n_samples, n_components) numpy array; a dask array for dask and zarr X
-    H : (n_components, n_features) numpy array
-    n_iter : int
-
-    Raises
-    ------
-    ValueError, TypeError
-        As `NMF.fit`.
-
-    Notes
-    -----
-    Cost: as for `NMF`.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> X = np.outer([1.0, 2.0, 3.0], [4.0, 5.0])
-    >>> W, H, n_iter = non_negative_factorization(X, n_components=1, random_state=0)
-    >>> bool(np.allclose(W @ H, X))
-    True
-    """
-    model = NMF(
-        n_components,
-        init=init,
-        solver=solver,
-        beta_loss=beta_loss,
-        tol=tol,
-        max_iter=max_iter,
-        random_state=random_state,
-        alpha_W=alpha_W,
-        alpha_H=alpha_H,
-        l1_ratio=l1_ratio,
-        verbose=verbose,
-        shuffle=shuffle,
-    )
-    if update_H:
-        W = model.fit_transform(X, W=W, H=H)
-        return W, model.components_, model.n_iter_
-    model._validate_params()
-    matrix, like = model._opened(X, reset=True)
-    if W is not None:
-        warnings.warn(_W_NOT_USED, RuntimeWarning, stacklevel=2)
-    rank = n_components if isinstance(n_components, int) else None
-    H = _checked_factor(H, (rank, matrix.shape[1]), "NMF (input H)", matrix)
-    return _as_given(model._solved(matrix, H), like), H, 1
-
-
 # --------------------------------------------------------------------------------------- helpers
+def _as_given(W: DaskArray, like: Any) -> AnyArray:
+    """numpy for what was in memory; for a dask X in its blocks of rows."""
+    if like is None:
+        return np.asarray(compute(W)[0])
+    return W.rechunk((like.chunks[0], -1)) if isinstance(like, da.Array) else W
+
+
+def _distance(result: Result, job: Job) -> float:
+    """sqrt(2 D(X, W H)): what was minimized, without the penalties."""
+    found, W, H, terms = result.history[-1].objective or 0.0, result.W, result.H, job.terms
+    if terms.W:
+        found -= terms.W.value(*(float(x) for x in compute(W.sum(dtype="f8"), (W**2).sum())))
+    if terms.H:
+        H = np.asarray(H, np.float64)
+        found -= terms.H.value(float(H.sum()), float(np.vdot(H, H)))
+    return float(np.sqrt(2 * max(found, 0.0)))
+
+
+def _printed(record: SweepRecord) -> None:
+    print(f"iteration {record.sweep}: error {record.error:.6g}, {record.seconds:.1f} s")
+
+
 def _seed(random_state: Any) -> int:
     """An int as it is; else one from the stream."""
-    if isinstance(random_state, Integral) and random_state >= 0:
+    if isinstance(random_state, (int, np.integer)) and random_state >= 0:
         return int(random_state)
     return int(check_random_state(random_state).randint(2**31))
 
 
-def _rank(n_components: Any, matrix: Matrix, H: Any) -> int:
-    if isinstance(n_components, Integral):
-        return int(n_components)
-    if n_components == "auto" and H is not None:
-        return int(H.shape[0])
-    if not matrix.in_memory:
-        raise ValueError(
-            f"n_components={n_components!r} would be the number of features, "
-            f"{matrix.shape[1]:,}, so W as large as X: pass n_components"
-        )
-    return matrix.shape[1]
-
-
 def _checked_start(matrix: Matrix, W: Any, H: Any, n_components: Any) -> tuple[Any, Any]:
-    (m, n), rank = matrix.shape, n_components if isinstance(n_components, Integral) else None
-    rank = n if n_components is None else rank
+    (m, n), rank = matrix.shape, None if n_components == "auto" else n_components or matrix.shape[1]
     H = _checked_factor(H, (rank, n), "NMF (input H)", matrix)
     return _checked_factor(W, (m, len(H)), "NMF (input W)", matrix), H
 
@@ -487,23 +368,14 @@ def _checked_factor(F: Any, shape: tuple[Any, int], whom: str, matrix: Matrix) -
     return F
 
 
-def _as_given(W: DaskArray, like: Any) -> AnyArray:
-    """numpy for what was in memory; for a dask X in its blocks of rows."""
-    if like is None:
-        return np.asarray(compute(W)[0])
-    return W.rechunk((like.chunks[0], -1)) if isinstance(like, da.Array) else W
-
-
-def _distance(result: Result, job: Job) -> float:
-    """sqrt(2 D(X, W H)): what was minimized, without the penalties."""
-    found, W, H, terms = result.history[-1].objective or 0.0, result.W, result.H, job.terms
-    if terms.W:
-        found -= terms.W.value(*(float(x) for x in compute(W.sum(dtype="f8"), (W**2).sum())))
-    if terms.H:
-        H = np.asarray(H, np.float64)
-        found -= terms.H.value(float(H.sum()), float(np.vdot(H, H)))
-    return float(np.sqrt(2 * max(found, 0.0)))
-
-
-def _printed(record: SweepRecord) -> None:
-    print(f"iteration {record.sweep}: error {record.error:.6g}, {record.seconds:.1f} s")
+def _rank(n_components: Any, matrix: Matrix, H: Any) -> int:
+    if isinstance(n_components, Integral):
+        return int(n_components)
+    if n_components == "auto" and H is not None:
+        return int(H.shape[0])
+    if not matrix.in_memory:
+        raise ValueError(
+            f"n_components={n_components!r} would be the number of features, "
+            f"{matrix.shape[1]:,}, so W as large as X: pass n_components"
+        )
+    return matrix.shape[1]

@@ -31,6 +31,7 @@ from dask_nmf.stopping import Status, stop
 from dask_nmf.types import AnyArray, Callback, DaskArray, FirstPass, State, Sums, at_once
 from dask_nmf.watch import compute
 
+AT_HAND = True  # a small V in memory is multiplied as it is: graphs would take 50 times as long
 _TRIES = 3  # of a pass under which workers die
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM}
@@ -94,7 +95,7 @@ def _run(
     else:
         logger.info("going on after pass %d", state.passes)
         began -= state.history[-1].seconds if state.history else 0.0
-    at_hand = plan.blocks == 1 and matrix.in_memory and not (kept or matrix.shared)
+    at_hand = AT_HAND and plan.blocks == 1 and matrix.in_memory and not (kept or matrix.shared)
     if at_hand and not (job.scheduler.remote or matrix.partial):
         state = replace(state, W=compute(state.W)[0])
         matrix = matrix.at_hand(plan.grid)

@@ -9,7 +9,6 @@ from dask.utils import parse_bytes
 
 from dask_nmf.terms import check_alpha
 
-
 Rule = Literal["kkt", "gradient", "decrease"]
 
 

@@ -17,6 +17,7 @@ import scipy.sparse
 import sklearn.decomposition
 import zarr
 
+import dask_nmf
 from dask_nmf import estimator
 
 MODE = os.environ.get("SWAP_NMF", "numpy")
@@ -63,7 +64,7 @@ def _sparse(X: Any) -> bool:
     return bool(scipy.sparse.issparse(X))
 
 
-class NMF(estimator.NMF):
+class NMF(dask_nmf.NMF):
     """The class, with the containers of the mode."""
 
     def fit(self, X: Any, y: Any = None, **params: Any) -> "NMF":
@@ -81,7 +82,7 @@ class NMF(estimator.NMF):
 
 def non_negative_factorization(X: Any, *args: Any, **kwargs: Any) -> Any:
     X = _in(X)
-    W, *rest = estimator.non_negative_factorization(X, *args, **kwargs)
+    W, *rest = dask_nmf.non_negative_factorization(X, *args, **kwargs)
     return _out(W, X), *rest
 
 

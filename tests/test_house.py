@@ -21,7 +21,8 @@ ORDER = (
     "descent model stopping tasks stream firstpass matrix io constraints survey init plans advice "
     "fitting planner transforming looking result fingerprint packing commits checkpoint output "
     "rechunking sorting sources matrixmarket files converting resume sweeps visits loop "
-    "running lockstep streams driver evidence suggesting scans plots scanning estimator cli"
+    "running lockstep streams driver evidence suggesting scans plots scanning wording "
+    "estimator functional cli"
 )
 
 
