@@ -105,7 +105,7 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # 
     --------
     >>> import dask.array as da
     >>> X = da.random.default_rng(0).random((60, 20), chunks=(20, 10))
-    >>> model = NMF(n_components=3, random_state=0)
+    >>> model = NMF(n_components=3, solver="auto", random_state=0)
     >>> W = model.fit_transform(X)
     >>> W.chunks, model.components_.shape
     (((20, 20, 20), (3,)), (3, 20))
@@ -286,7 +286,7 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # 
             if matrix.sparse or matrix.nbytes > _SMALL:
                 return matrix, like
             X = X if isinstance(X, da.Array) else matrix.source
-            X = compute(X)[0] if isinstance(X, da.Array) else X[:]
+            X = X.compute(scheduler="synchronous") if isinstance(X, da.Array) else X[:]
             X = check_array(X, dtype=[np.float64, np.float32], estimator=self, input_name="X")
         else:
             like = None

@@ -97,8 +97,8 @@ def _run(
         began -= state.history[-1].seconds if state.history else 0.0
     at_hand = AT_HAND and plan.blocks == 1 and matrix.in_memory and not (kept or matrix.shared)
     if at_hand and not (job.scheduler.remote or matrix.partial):
-        state = replace(state, W=compute(state.W)[0])
-        matrix = matrix.at_hand(plan.grid)
+        W, V = compute(state.W, matrix.blocks(plan.grid))
+        state, matrix = replace(state, W=W), replace(matrix, block=V)
     asked, reads = False, plan.reads_per_sweep
     rounding = max(1e-13, float(np.finfo(state.H.dtype).eps))
     while (status := stop(state.history, options, asked, reads, rounding)) is Status.RUNNING:

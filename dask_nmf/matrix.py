@@ -19,7 +19,6 @@ from dask_nmf.reader import Reader
 from dask_nmf.sparse import not_as_told, regrouped, unlike
 from dask_nmf.stream import from_boxes
 from dask_nmf.types import AnyArray, Array, DaskArray, FirstPass, working_dtype
-from dask_nmf.watch import compute
 
 _SLAB_BYTES = 2**22  # of a block in float64, that is checked beside its weights
 
@@ -263,10 +262,6 @@ class Matrix:
             return self
         plain = replace(self.unchecked if self.partial else self, drawn=None)
         return replace(self, kept=plain.blocks(grid).blocks[:blocks].persist())
-
-    def at_hand(self, grid: Grid) -> "Matrix":
-        """V as the one block that it is: for small ones a graph costs more than its work."""
-        return replace(self, block=compute(self.blocks(grid))[0])
 
     def held_by_workers(self, grid: Grid) -> "Matrix":
         """A V in memory sent to the workers of a cluster once, instead of with every pass."""

@@ -17,7 +17,8 @@ from dask_nmf.types import Sums
 BUDGET = (Status.MAX_PASSES, Status.MAX_SECONDS, Status.CALLBACK)
 """Ends after which a call with a larger budget goes on: the run is kept beside its results."""
 
-_STOPPING = ("tol", "max_passes", "max_seconds", "rule", "max_sweeps")
+_TOLD = ("tol", "max_passes", "max_seconds")
+_STOPPING = (*_TOLD, "rule", "max_sweeps")
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def _finished(
 
 
 def _told(options: dict[str, Any]) -> str:
-    return ", ".join(f"{name}={options.get(name)}" for name in _STOPPING)
+    return ", ".join(f"{name}={options[name]}" for name in _TOLD)
 
 
 # ------------------------------------------------------------------------------ is V the same

@@ -46,7 +46,7 @@ def stop(
         return Status.EXACT
     elif last.kkt < options.tol:
         return Status.CONVERGED
-    elif options.tol > 0 and len(history) > 2 and _still(history[-3:], rounding):
+    if options.tol > 0 and len(history) > 2 and _still(history[-3:], rounding):
         return Status.STALLED
     if asked:
         return Status.CALLBACK

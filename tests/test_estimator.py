@@ -60,7 +60,7 @@ def streamed(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("form", [np.asarray, scipy.sparse.csr_array, scipy.sparse.csc_matrix])
 @pytest.mark.parametrize("kind", KINDS)
 def test_numbers_are_scikit_learns(kind: str, form: Any) -> None:
-    """(Theirs of the dense X: with CSC they take entries of other places for each other in "mu".)"""
+    """(Theirs of the dense X: of a CSC one "mu" takes the entries in another order than W H's.)"""
     ours, theirs = NMF(4, **KINDS[kind]), sklearn.decomposition.NMF(4, **KINDS[kind])
     np.testing.assert_allclose(
         ours.fit_transform(form(X)), theirs.fit_transform(X), rtol=1e-6, atol=1e-9
@@ -143,7 +143,8 @@ def test_inverse_transform_is_lazy_for_dask() -> None:
 
 # --------------------------------------------------------------------------- lazy and larger ones
 def test_out_keeps_the_factors(tmp_path: Path, streamed: None) -> None:
-    call = {"n_components": 4, "out": str(tmp_path / "out.zarr"), "tol": 0, "random_state": 0}
+    out = str(tmp_path / "out.zarr")
+    call: dict[str, Any] = {"n_components": 4, "out": out, "tol": 0, "random_state": 0}
     source = lazy(X, "zarr", tmp_path)
     model = NMF(**call, max_iter=5)
     W = model.fit_transform(source)
@@ -203,6 +204,15 @@ def test_gradient_rule_is_close_to_scikit_learns() -> None:
     ours, theirs = NMF(4, **call).fit(X), sklearn.decomposition.NMF(4, **call).fit(X)
     assert theirs.n_iter_ / 2 < ours.n_iter_ < theirs.n_iter_ * 2
     assert ours.reconstruction_err_ == pytest.approx(theirs.reconstruction_err_, rel=2e-3)
+
+
+def test_an_exact_fit_has_converged() -> None:
+    """Of a product the gradient is rounding from the first sweep on, and never falls."""
+    exact = np.outer(np.arange(1.0, 7), np.arange(1.0, 6))
+    for solver in ("cd", "mu", "auto"):
+        model = NMF(1, solver=solver, random_state=0).fit(exact)
+        assert model.converged_
+        assert model.reconstruction_err_ < 1e-10
 
 
 def test_zeros() -> None:
