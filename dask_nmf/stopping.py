@@ -46,7 +46,8 @@ def stop(
         return Status.EXACT
     elif last.kkt < options.tol:
         return Status.CONVERGED
-    if options.tol > 0 and len(history) > 2 and _still(history[-3:], rounding):
+    may_stall = options.tol > 0 and options.rule != "decrease"  # which ten sweeps decide
+    if may_stall and len(history) > 2 and _still(history[-3:], rounding):
         return Status.STALLED
     if asked:
         return Status.CALLBACK
