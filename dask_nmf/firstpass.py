@@ -26,10 +26,7 @@ def first_pass(
     ValueError
         When V's squares overflow.
     """
-    sizes = tuple((size,) * blocks for size, blocks in zip((1, 4), V.numblocks, strict=True))
-    found = V.map_blocks(
-        inspect, dtype=np.float64, chunks=sizes, meta=np.empty((0, 0)), token="nmf-inspect"
-    )
+    found = in_pass((V.name, "sums"), lambda: _inspected(V))
     sketched: tuple[DaskArray, ...] = ()
     if G is not None:
         sketched = in_pass((V.name, G.shape), lambda: _sketch(take_rows(V, rows), G))
@@ -37,6 +34,14 @@ def first_pass(
     key = V.name, None if G is None else G.shape, "found"
     first: FirstPass = in_pass(key, lambda: _found(answers, V, rows))
     return first
+
+
+def _inspected(V: DaskArray) -> DaskArray:
+    """What `inspect` tells of each block."""
+    sizes = tuple((size,) * blocks for size, blocks in zip((1, 4), V.numblocks, strict=True))
+    return V.map_blocks(
+        inspect, dtype=np.float64, chunks=sizes, meta=np.empty((0, 0)), token="nmf-inspect"
+    )
 
 
 def _found(answers: tuple[Array, ...], V: DaskArray, rows: Array | None) -> FirstPass:

@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import accumulate
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import dask.array as da
 import numpy as np
@@ -140,9 +140,8 @@ def _result(job: Job, state: State, status: Status, resumed_from: int | None) ->
         "block_rows": plan.block[0],
         "scheduler": plan.scheduler,
     }
-    return Result(
-        W, H, state.history, status, parameters, state.dead, plan=plan, resumed_from=resumed_from
-    )
+    about: dict[str, Any] = {"dead": state.dead, "plan": plan, "labels": job.matrix.labels}
+    return Result(W, H, state.history, status, parameters, resumed_from=resumed_from, **about)
 
 
 def _written(result: Result, kept: Kept, sums: Sums) -> Result:

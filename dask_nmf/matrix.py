@@ -14,6 +14,7 @@ from dask_nmf.blocks import Grid
 from dask_nmf.boxes import Boxes, Checked, Transposed, as_block, as_dense, check_entries
 from dask_nmf.csr import CSR, index_dtype, row_slabs
 from dask_nmf.draws import Drawn, perturbed, shown, without_unweighted
+from dask_nmf.labels import Labels
 from dask_nmf.layout import is_mapped, stored_share
 from dask_nmf.reader import Reader
 from dask_nmf.sparse import not_as_told, regrouped, unlike
@@ -73,6 +74,8 @@ class Matrix:
         Whether the rows of the source, in the workers' memory, are V's columns.
     block : array, optional
         The only block there is, if it is at hand.
+    labels : Labels, optional
+        What V's rows and columns are.
     """
 
     source: Any
@@ -91,6 +94,7 @@ class Matrix:
     drawn: Drawn | None = None
     flipped: bool = False
     block: AnyArray | None = None
+    labels: Labels | None = None
 
     @property
     def missing(self) -> Missing:
