@@ -45,7 +45,7 @@ class Cells:
         return self.X.shape
 
 
-def stand_in() -> ModuleType:
+def stand_in() -> Any:
     """A scanpy that reads, writes and normalizes `Cells`."""
 
     def normalize_total(cells: Cells, target_sum: float) -> None:
