@@ -127,6 +127,11 @@ def open_output(out: Any, V_uri: str) -> Output:
     out = _checked_place(out)
     group = find_group(out)
     if group is not None and group.attrs.get(_KEY) is None and not _is_empty(group):
+        if scan_places(group):
+            raise FileExistsError(
+                f"out: {group.store_path} holds the runs of a scan, or of several restarts "
+                "(dask_nmf.open_scan reads them): choose another place for a single run"
+            )
         raise FileExistsError(
             f"out: {group.store_path} holds something that dask_nmf did not write: choose "
             "another place, or delete it yourself"
