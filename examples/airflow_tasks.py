@@ -44,7 +44,9 @@ def make_V(path: Path) -> Path:
 # ------------------------------------------------------------------------ a PythonOperator
 def factorize_task(V: str, out: str, callback: Any = None) -> dict[str, Any]:
     """W and H at `out`. Returns what is small enough for the next task: an XCom."""
-    result = dask_nmf.factorize(V, RANK, out=out, tol=1e-3, callback=callback)
+    # checkpoint_every: V is tiny here, and by default commits are as rare as 5 % of the time asks.
+    options = {"tol": 1e-3, "checkpoint_every": 1, "callback": callback}
+    result = dask_nmf.factorize(V, RANK, out=out, **options)
     return result.summary()  # a flat dict of JSON types, with `out` among them
 
 

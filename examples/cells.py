@@ -40,8 +40,9 @@ def main(folder: Path) -> None:
         print(f"program {program}: {' '.join(top.feature)}")
 
     # 2. Its store, larger than memory: the path is enough, and X is never touched by the results.
-    adata.write_zarr(folder / "cells.zarr")
     path = folder / "cells.zarr"
+    with anndata.settings.override(zarr_write_format=3):
+        adata.write_zarr(path)
     again = dask_nmf.factorize(path, PROGRAMS, loss="kullback-leibler", tol=1e-3)
     dask_nmf.annotate(path, again)
     print(f"from the store: error {again.error:.4f}, in memory {result.error:.4f}")

@@ -32,7 +32,7 @@ def main() -> None:
     print(found.suggest())
 
     agreed = found.consensus(4)  # the medians of what the runs have found; strays are left out
-    print(f"the medians' H is {agreed.H.shape}; {agreed.left_out} of 16 components are strays\n")
+    print(f"the medians' H is {agreed.H.shape}; {agreed.left_out} of 16 are strays\n")
 
     nothing = np.random.default_rng(0).random((400, 60))
     found = dask_nmf.scan(nothing, range(1, 4), restarts=4, held_out=0.05, max_passes=15)

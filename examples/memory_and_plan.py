@@ -15,22 +15,21 @@ import dask_nmf
 
 
 def main(folder: Path) -> None:
-    # 1. A V of 16 TB, of which nothing is stored yet: a plan needs its shape and chunks only.
+    # 1. A V of 1.6 TB, of which nothing is stored yet: a plan needs its shape and chunks only.
     huge = zarr.create_array(
-        folder / "huge.zarr", shape=(1_000_000_000, 2_000), chunks=(4_000, 2_000), dtype="f8"
+        folder / "huge.zarr", shape=(100_000_000, 2_000), chunks=(4_000, 2_000), dtype="f8"
     )
-    found = dask_nmf.plan(huge, rank=20, out="factors.zarr", memory="4GiB")
-    print(f"{found}\n")
+    print(dask_nmf.plan(huge, rank=20, out="factors.zarr", memory="4GiB"))
 
     # 2. Less memory makes smaller blocks, and in the end a refusal, not a crash in the night.
-    print("memory    rows of a block   predicted peak of a process")
-    for memory in ("8GiB", "2GiB", "700MiB"):
-        found = dask_nmf.plan(huge, rank=20, out="factors.zarr", memory=memory)
-        print(f"{memory:<8}  {found.block[0]:>15,}   {found.peak_bytes / 2**20:,.0f} MiB")
-    try:
-        dask_nmf.plan(huge, rank=20, out="factors.zarr", memory="100MiB")
-    except ValueError as error:
-        print(f"100MiB    refused: {error}\n")
+    for memory in ("8GiB", "2GiB", "1GiB", "100MiB"):
+        try:
+            found = dask_nmf.plan(huge, rank=20, out="factors.zarr", memory=memory)
+        except ValueError as error:
+            print(f"{memory}: refused: {error}\n")
+        else:
+            peak = f"{found.peak_bytes / 2**20:,.0f} MiB predicted"
+            print(f"{memory}: blocks of {found.block[0]:,} rows, {peak}")
 
     # 3. Chunks that are wide and low, or narrow and high, or small: each is still read once per
     # sweep, but the plan says what a copy in better chunks would gain.

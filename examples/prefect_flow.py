@@ -37,7 +37,9 @@ def factorize(V: str, out: str, rank: int, dies: bool = False) -> dict[str, Any]
         if dies and task_run.run_count == 1 and record.sweep == 2:
             raise ConnectionError("the machine went away")
 
-    return dask_nmf.factorize(V, rank, out=out, tol=1e-3, callback=lost).summary()
+    # checkpoint_every: V is tiny here, and by default commits are as rare as 5 % of the time asks.
+    options = {"tol": 1e-3, "checkpoint_every": 1, "callback": lost}
+    return dask_nmf.factorize(V, rank, out=out, **options).summary()
 
 
 @task
