@@ -35,7 +35,7 @@ def main(folder: Path) -> None:
     # 1. An AnnData in memory. Poisson noise, hence Kullback-Leibler: of zeros nothing is visited.
     result = dask_nmf.factorize(adata, PROGRAMS, loss="kullback-leibler", tol=1e-3)
     dask_nmf.annotate(adata, result)  # as scanpy's functions, in place
-    print(f"obsm {adata.obsm['X_nmf'].shape}, varm {adata.varm['NMF'].shape}, uns {list(adata.uns)}")
+    print(f"obsm {adata.obsm['X_nmf'].shape}, varm {adata.varm['NMF'].shape}")
     for program, top in result.top_features(4).groupby("component"):
         print(f"program {program}: {' '.join(top.feature)}")
 
@@ -51,7 +51,7 @@ def main(folder: Path) -> None:
     scipy.io.mmwrite(folder / "counts.mtx", adata.X)
     dask_nmf.convert(folder / "counts.mtx", folder / "counts.zarr")
     found = dask_nmf.plan(folder / "counts.zarr", PROGRAMS)
-    print(f"{found.nnz:,} entries of {CELLS * GENES:,}: {found.decoded_bytes:,} bytes for each pass")
+    print(f"{found.nnz:,} entries of {CELLS * GENES:,}: {found.decoded_bytes:,} bytes a pass")
 
 
 if __name__ == "__main__":

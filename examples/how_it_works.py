@@ -68,7 +68,7 @@ def show_one_sweep(V: Array, W: Array, H: Array) -> None:
     W2 = oracle.hals_W(V, W, H)  # the textbook, on all of V at once
     H2 = oracle.hals_H(V, W2, H)
     print("1. A sweep with one read, and the textbook's with three:")
-    print(f"   largest difference in W {np.abs(W1 - W2).max():.0e}, in H {np.abs(H1 - H2).max():.0e}")
+    print(f"   largest differences: W {np.abs(W1 - W2).max():.0e}, H {np.abs(H1 - H2).max():.0e}")
     print(f"   error {error:.6f}, the textbook's {oracle.error(V, W2, H2):.6f}")
     print(f"   reads {stored.reads}")
 
