@@ -1,8 +1,8 @@
 """Cubes of xarray: a scene of pixels and bands, with a mask: python cubes.py [--picture cubes.png]
 
 `feature_dim` says which dimension is V's columns; each place in all others is a row. W comes back
-as maps with the coordinates of the cube. Needs xarray: pip install "dask_nmf[xarray]"; with matplotlib
-there is a picture, too. indian_pines.py and minerals.py are about a real scene.
+as maps with the coordinates of the cube. Needs xarray: pip install "dask_nmf[xarray]"; with
+matplotlib there is a picture, too. indian_pines.py and minerals.py are about a real scene.
 """
 
 import argparse
