@@ -36,6 +36,10 @@ def plot_ranks(scan: Scan, ax: "Axes | None" = None) -> "Axes":
     ImportError
         If a new figure is wanted, and matplotlib is not there.
 
+    Notes
+    -----
+    Cost: no read of V, nor of W.
+
     Examples
     --------
     >>> import dask_nmf
@@ -93,6 +97,7 @@ def plot_consensus(scan: Scan, rank: int, ax: "Axes | None" = None) -> "Axes":
 
     Notes
     -----
+    Cost: no read of V, nor of W.
     Of more than 1000 columns so many are drawn, by chance. Their order is that of an average
     linkage tree.
     Source: Brunet et al. 2004.
@@ -144,6 +149,7 @@ def plot_components(scan: Scan, rank: int, ax: "Axes | None" = None) -> "Axes":
 
     Notes
     -----
+    Cost: no read of V, nor of W.
     Components are of norm 1 in each run, in the order of the best one's, and drawn to the same
     height. Of more than 1000 columns neighbours are drawn as one: the largest of each quantile.
 

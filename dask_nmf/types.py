@@ -38,7 +38,7 @@ class ConvergenceWarning(UserWarning):
     --------
     >>> import dask_nmf, warnings
     >>> with warnings.catch_warnings(record=True, action="always") as told:
-    ...     found = dask_nmf.factorize(np.eye(6), 2, max_passes=2, tol=1e-12)
+    ...     found = dask_nmf.factorize(np.eye(6) + 1, 2, solver="mu", max_passes=3, tol=1e-9)
     >>> told[0].category is ConvergenceWarning
     True
     """
