@@ -52,8 +52,12 @@ def main(folder: Path, picture: Path | None) -> None:
         print(f"component {k}: peak at {peak:.0f} nm, brightest {west:.0f} m east")
     print(f"light in the lake: {float(maps.W.where(~land).sum()):g}")
     if picture is not None:
-        ax = dask_nmf.plot_map(result, 0)  # it knows the scene's shape
-        ax.figure.savefig(picture)
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(12, 3), layout="constrained")
+        for k, ax in enumerate(figure.subplots(1, MATERIALS)):
+            maps.W.isel(component=k).plot(ax=ax)
+        figure.savefig(picture)
         print(f"picture: {picture}")
 
 
