@@ -6,6 +6,7 @@ Needs anndata: pip install "dask_nmf[anndata]".
 """
 
 import tempfile
+import warnings
 from pathlib import Path
 
 import anndata
@@ -41,7 +42,8 @@ def main(folder: Path) -> None:
 
     # 2. Its store, larger than memory: the path is enough, and X is never touched by the results.
     path = folder / "cells.zarr"
-    with anndata.settings.override(zarr_write_format=3):
+    with anndata.settings.override(zarr_write_format=3), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # anndata's, of what its next version will write
         adata.write_zarr(path)
     again = dask_nmf.factorize(path, PROGRAMS, loss="kullback-leibler", tol=1e-3)
     dask_nmf.annotate(path, again)
