@@ -18,7 +18,7 @@ import zarr
 
 import dask_nmf
 
-CALL: dict[str, Any] = {"rank": 5, "solver": "hals", "seed": 1, "tol": 1e-3, "block_rows": 250}
+CALL: dict[str, Any] = {"rank": 5, "solver": "hals", "seed": 1, "tol": 0, "max_passes": 12}
 # V is tiny here, and by default commits are as rare as 5 % of the time asks.
 CALL |= {"checkpoint_every": 1}
 
