@@ -83,9 +83,9 @@ def show_inner_sweeps(V: Array, W: Array, H: Array, best: float) -> None:
         "HALS, 10 inner sweeps": HALS(inner=10),
     }.items():
         stored, W_now, H_now, error = Stored(V), W, H, 1.0
-        while error > 1.05 * best and stored.reads < 300:
+        while error > 1.05 * best and stored.reads < 100:
             W_now, H_now, error = sweep(stored, W_now, H_now, solver)
-        print(f"   {name:<22} {stored.reads if error <= 1.05 * best else 'more than 300'}")
+        print(f"   {name:<22} {stored.reads if error <= 1.05 * best else 'more than 100'}")
 
 
 # -------------------------------------------------------- 3. a model of V between two reads
