@@ -16,7 +16,7 @@ import dask_nmf
 from dask_nmf import HALS, oracle
 
 Array = NDArray[Any]
-RANK, BLOCK = 6, 500
+RANK, BLOCK = 6, 250
 
 
 class Stored:
@@ -32,7 +32,7 @@ class Stored:
             yield rows, self._V[rows]
 
 
-def mixtures(m: int = 2_000, n: int = 100) -> Array:
+def mixtures(m: int = 1_000, n: int = 100) -> Array:
     """Smooth spectra that look alike, mixed, with 5 % of noise: slow for any plain method."""
     random = np.random.default_rng(0)
     centre, width = random.random((2, RANK, 1))
