@@ -149,6 +149,18 @@ def open_result(out: Any) -> Result:
         If there is no result there, or a scan's, which `open_scan` opens.
     ValueError
         If the run that began there has not finished.
+
+    Notes
+    -----
+    Cost: no read of V, and none of W, which stays lazy.
+
+    Examples
+    --------
+    >>> import dask_nmf, numpy, tempfile
+    >>> out = tempfile.mkdtemp() + "/factors.zarr"
+    >>> result = dask_nmf.factorize(numpy.ones((6, 4)), 1, out=out)
+    >>> open_result(out).history == result.history
+    True
     """
     group: Any = find_group(out)
     if group is not None and _KEY not in group.attrs and scan_places(group):
