@@ -20,6 +20,8 @@ from scipy.special import xlogy
 
 from dask_nmf.types import Array
 
+_LARGEST = 10  # at 50 the start's gradient is lost beside V's powers, and seems to be none
+
 
 @dataclass(frozen=True)
 class Beta:
@@ -49,6 +51,11 @@ class Beta:
         beta: Any = self.beta
         if isinstance(beta, bool) or not isinstance(beta, Real) or not np.isfinite(float(beta)):
             raise ValueError(f"beta must be a finite number, got {self.beta!r}")
+        if abs(float(beta)) > _LARGEST:
+            raise ValueError(
+                f"beta must be from {-_LARGEST} to {_LARGEST}, got {self.beta!r}: with powers like "
+                "these of V only its largest entries would count, or its smallest ones"
+            )
 
     @property
     def name(self) -> str | float:

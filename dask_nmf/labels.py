@@ -222,6 +222,14 @@ def maps(W: DaskArray, labels: Labels) -> tuple[tuple[str, ...], DaskArray]:
     return (*labels.dims, "component"), unfolded(W, labels)
 
 
+def map_shape(labels: Labels | None) -> tuple[int, int] | None:
+    """That of a column of W as an image, where V had two dimensions of samples."""
+    if labels is None or len(labels.dims) != 2:
+        return None
+    rows, columns = (sum(sizes) for sizes in labels.chunks)
+    return rows, columns
+
+
 def coordinate(labels: Labels | None, name: str) -> Array | None:
     """The coordinate of that name, if there is one."""
     found = None if labels is None else _coords(labels).get(name)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from dask_nmf.labels import column_names
+from dask_nmf.labels import column_names, map_shape, unfolded
 from dask_nmf.options import check_int
 from dask_nmf.result import Result, of_squares
 from dask_nmf.types import AnyArray, Array, SweepRecord
@@ -191,7 +191,10 @@ def plot_component(
 
 
 def plot_map(
-    result: Factors, component: int, shape: tuple[int, int], ax: "Axes | None" = None
+    result: Factors,
+    component: int,
+    shape: tuple[int, int] | None = None,
+    ax: "Axes | None" = None,
 ) -> "Axes":
     """Where a component is: its column of W as an image, up to its 99.5 percentile.
 
@@ -199,8 +202,9 @@ def plot_map(
     ----------
     result : Result or Consensus
     component : int
-    shape : (int, int)
-        Rows and columns of the image that the rows of V are the pixels of, line by line.
+    shape : (int, int), optional
+        Rows and columns of the image that the rows of V are the pixels of, line by line. None: as
+        V had them, a DataArray of two dimensions beside that of its columns.
     ax : matplotlib Axes, optional
         Where to draw; None: in a new figure.
 
@@ -231,9 +235,18 @@ def plot_map(
     (3, 4)
     """
     j = _component(result, component)
-    check_shape("shape", shape, result.W.shape[0], "rows")
+    labels = getattr(result, "labels", None)
+    W_j, shape = result.W[:, j], shape or map_shape(labels)
+    if shape is None:
+        raise ValueError(
+            f"shape must be (rows, columns) of the image that V's {len(W_j):,} rows are the pixels "
+            "of: the V of this result had not two dimensions beside its columns"
+        )
+    check_shape("shape", shape, len(W_j), "rows")
+    if labels is not None:  # rows of a cube go block by block
+        W_j = unfolded(W_j[:, None], labels).reshape(-1)
     ax = axes(ax)
-    _draw_image(ax, result.W[:, j], shape, cmap="viridis")
+    _draw_image(ax, W_j, shape, cmap="viridis")
     ax.set_title(f"component {component}")
     return ax
 

@@ -12,7 +12,7 @@ import dask
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from dask_nmf.labels import column_names
+from dask_nmf.labels import column_names, map_shape
 from dask_nmf.pictures import (
     check_shape,
     largest,
@@ -221,7 +221,7 @@ def _components(result: Result, told: Told) -> list[Section]:
     H = [_picture(f"{shares[j]:.1%} of W H", plot_component, result, j, **drawn_as) for j in shown]
     parts = [Section("Components", notes, [as_html(rows)], H)]
     maps = []
-    if told.row_shape is not None:
+    if told.row_shape is not None or map_shape(result.labels) is not None:
         maps = [_picture("", plot_map, result, j, told.row_shape) for j in shown]
     if len(order) > 1:
         caption = "rows of V by the two largest components"

@@ -77,3 +77,10 @@ def test_a_frame() -> None:
     pandas = pytest.importorskip("pandas")
     with pytest.raises(TypeError, match=r"pass V.to_numpy\(\)"):
         dask_nmf.factorize(pandas.DataFrame(V), 2)
+
+
+@pytest.mark.parametrize("beta", [50, -11.0])
+def test_powers_beyond_use(beta: float) -> None:
+    """It was converged after a sweep, with nothing fitted."""
+    with pytest.raises(ValueError, match="beta must be from -10 to 10"):
+        dask_nmf.factorize(V, 3, loss=beta)
