@@ -1,4 +1,4 @@
-"""Ceph with its S3 gateway, by hand: a monitor, a storage daemon in memory, radosgw; loopback only."""
+"""Ceph with its S3 gateway by hand: monitor, storage daemon in memory, radosgw; on loopback."""
 
 import socket
 import subprocess
