@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from tests.clusters.needs import needs
+from tests.clusters.conftest import needed
 from tests.s3 import KEY, SECRET, Bucket
 
 _CONFIG = """
@@ -57,7 +57,9 @@ _PATIENCE = 120  # seconds; it takes 4 on an idle machine
 @contextmanager
 def serve(folder: Path) -> Iterator[Bucket]:
     """A gateway with our user and a bucket; its processes end with this one, however that ends."""
-    needs("ceph", "ceph-authtool", "ceph-mon", "ceph-osd", "monmaptool", "radosgw", "radosgw-admin")
+    needed(
+        "ceph", "ceph-authtool", "ceph-mon", "ceph-osd", "monmaptool", "radosgw", "radosgw-admin"
+    )
     fsid, osd, keyring, monmap = uuid.uuid4(), uuid.uuid4(), folder / "keyring", folder / "monmap"
     mon_port, port = free_ports(2)
     config = folder / "ceph.conf"

@@ -9,6 +9,7 @@ from zarr.storage import StorePath
 
 import dask_nmf
 from tests.clusters import ceph
+from tests.conftest import expected  # noqa: F401, not the other recipes'
 from tests.s3 import CLIENTS, KEY, SECRET, Bucket, point_to, url
 from tests.s3_runs import OPTIONS, V
 from tests.test_s3 import (  # noqa: F401
@@ -26,10 +27,7 @@ from tests.test_s3_faults import (  # noqa: F401
     through,
 )
 
-pytestmark = [
-    pytest.mark.clusters,
-    pytest.mark.filterwarnings("ignore:Exception ignored in. <coroutine"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. <coroutine")
 
 
 @pytest.fixture(scope="module")
