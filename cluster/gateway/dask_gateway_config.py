@@ -11,6 +11,7 @@ from pathlib import Path
 c = get_config()  # noqa: F821, by traitlets
 
 c.DaskGateway.backend_class = "dask_gateway_server.backends.local.UnsafeLocalBackend"
+c.UnsafeLocalBackend.sigint_timeout = 2  # seconds that a process has to end
 c.DaskGateway.authenticator_class = "dask_gateway_server.auth.SimpleAuthenticator"
 c.SimpleAuthenticator.password = os.environ["GATEWAY_PASSWORD"]
 c.DaskGateway.address = os.environ.get("GATEWAY_API", "127.0.0.1:8001")  # the proxy asks it
