@@ -54,7 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the jobs are cancelled
     with dask.config.set(CONFIG), jobs(options) as cluster, Client(cluster) as client:
-        if subprocess.run(["sbatch", "--test-only"], input=cluster.job_script(), text=True).returncode:
+        if subprocess.run(
+            ["sbatch", "--test-only"], input=cluster.job_script(), text=True
+        ).returncode:
             return 2  # later, what sbatch refuses would be no more than a line in a log
         # scale would not replace jobs that are lost
         cluster.adapt(minimum_jobs=options.jobs, maximum_jobs=options.jobs)

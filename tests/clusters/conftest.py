@@ -59,12 +59,13 @@ class Run:
     def __init__(self, folder: Path, V: Path) -> None:
         self.folder, self.V, self.out = folder, V, folder / "out.zarr"
         self.log, self._reads = folder / "log", folder / "reads"
+        preloaded = repr([str(HERE / "preloaded.py")])
         self.environment = os.environ | {
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "PYTHONPATH": str(HERE.parents[1]),
             "READS": str(self._reads),
-            "DASK_DISTRIBUTED__WORKER__PRELOAD": repr([str(HERE / "slow.py")]),
-            "DASK_DISTRIBUTED__CLIENT__PRELOAD": repr([str(HERE / "unkept.py")]),
+            "DASK_DISTRIBUTED__WORKER__PRELOAD": preloaded,
+            "DASK_DISTRIBUTED__CLIENT__PRELOAD": preloaded,
             "DASK_DISTRIBUTED__DEPLOY__LOST_WORKER_TIMEOUT": "2s",
         }
         self._started: list[subprocess.Popen[bytes]] = []

@@ -10,7 +10,7 @@ import pytest
 from distributed import Client
 from distributed.security import Security
 
-from tests.clusters.conftest import BLOCKS, FIT, HERE, PASSES, RECIPES, Run, needed
+from tests.clusters.conftest import BLOCKS, FIT, PASSES, RECIPES, Run, needed
 from tests.clusters.hosts import hosts
 
 HOSTS = RECIPES / "hosts"
@@ -20,7 +20,7 @@ CERTIFICATE = re.compile(r"    (openssl req .*)\n")
 
 @pytest.fixture
 def tls(run: Run) -> Path:
-    """A folder of key and certificate, made by the README's command, that the run's commands use."""
+    """Key and certificate, made by the README's command, that the run's commands use."""
     folder = certified(run.folder / "tls")
     run.environment["TLS"] = str(folder)
     return folder

@@ -88,7 +88,7 @@ def test_a_driver_that_is_a_job(run: Run, ask: Any, expected: str) -> None:
     wait_until(lambda: not jobs(ask) & before, 30, "the end of its workers")
     wait_until(lambda: not ask("squeue", "-h"), 90, "the end of all jobs")
     assert run.digest() == expected, run.said()
-    assert "\n  \"resumed_from\": null" not in run.said()
+    assert '\n  "resumed_from": null' not in run.said()
     assert run.reads() <= (PASSES + 2) * BLOCKS
 
 
