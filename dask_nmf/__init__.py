@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dask_nmf import oracle
+    from dask_nmf.annotating import annotate
     from dask_nmf.converting import convert
     from dask_nmf.divergences import Beta
     from dask_nmf.driver import factorize
@@ -22,13 +23,17 @@ if TYPE_CHECKING:
         RunTakenOver,
         StorageFailed,
     )
+    from dask_nmf.estimator import NMF
+    from dask_nmf.functional import non_negative_factorization
     from dask_nmf.init import NNDSVD, Random
     from dask_nmf.newton import Newton
     from dask_nmf.output import open_result
+    from dask_nmf.pictures import plot_component, plot_history, plot_map, plot_scatter
     from dask_nmf.planner import plan
     from dask_nmf.plans import Plan
     from dask_nmf.plots import plot_components, plot_consensus, plot_ranks
     from dask_nmf.rechunking import rechunk
+    from dask_nmf.reporting import report
     from dask_nmf.result import Result
     from dask_nmf.scanning import scan
     from dask_nmf.scans import Consensus, Scan
@@ -53,6 +58,7 @@ _HOME = {
     "HALS": "solvers",
     "LookAhead": "solvers",
     "MU": "solvers",
+    "NMF": "estimator",
     "NNDSVD": "init",
     "Newton": "newton",
     "Plan": "plans",
@@ -66,16 +72,23 @@ _HOME = {
     "StorageFailed": "errors",
     "Suggestion": "suggesting",
     "SweepRecord": "types",
+    "annotate": "annotating",
     "convert": "converting",
     "factorize": "driver",
+    "non_negative_factorization": "functional",
     "open_result": "output",
     "open_scan": "scanning",
     "oracle": "oracle",
     "plan": "planner",
+    "plot_component": "pictures",
     "plot_components": "plots",
     "plot_consensus": "plots",
+    "plot_history": "pictures",
+    "plot_map": "pictures",
     "plot_ranks": "plots",
+    "plot_scatter": "pictures",
     "rechunk": "rechunking",
+    "report": "reporting",
     "scan": "scanning",
     "transform": "transforming",
     "update_H": "stream",
@@ -85,6 +98,7 @@ _HOME = {
 __all__ = [
     "HALS",
     "MU",
+    "NMF",
     "NNDSVD",
     "Beta",
     "ClusterLost",
@@ -103,16 +117,23 @@ __all__ = [
     "StorageFailed",
     "Suggestion",
     "SweepRecord",
+    "annotate",
     "convert",
     "factorize",
+    "non_negative_factorization",
     "open_result",
     "open_scan",
     "oracle",
     "plan",
+    "plot_component",
     "plot_components",
     "plot_consensus",
+    "plot_history",
+    "plot_map",
     "plot_ranks",
+    "plot_scatter",
     "rechunk",
+    "report",
     "scan",
     "transform",
     "update_H",

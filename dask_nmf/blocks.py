@@ -12,8 +12,9 @@ from dask.utils import format_bytes
 
 from dask_nmf.geometry import FAN_IN, Geometry
 
-MAX_BLOCKS = 10_000
-"""Tasks cost dask's scheduler up to 1 ms each: more blocks than this make it the bottleneck."""
+MAX_BLOCKS = 2_000
+"""More where memory asks for it only: of some 5 tasks each, a pass has 10,000, and a task costs
+dask's scheduler up to 1 ms."""
 
 _LEAST_HEIGHT = 8  # rows per component: a block should weigh more than its share of W.T @ V
 _TRANSPOSE_GAIN = 1.25  # it costs a pass more at the start: not worth it for less

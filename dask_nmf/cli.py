@@ -1,4 +1,4 @@
-"""The command line: ``dask-nmf fit``, ``plan``, ``show``, ``rechunk``, ``convert``; with --help."""
+"""The command line: ``dask-nmf fit``, ``plan``, ``show``, ``report`` and others; see --help."""
 
 import argparse
 import json
@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import dask
@@ -15,15 +16,19 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from dask_nmf.converting import convert
 from dask_nmf.converting import describe as describe_csr
+from dask_nmf.doctor import WRONG, examine
 from dask_nmf.driver import factorize
 from dask_nmf.errors import RunStopped
 from dask_nmf.newton import Newton
-from dask_nmf.output import open_result
 from dask_nmf.planner import plan
 from dask_nmf.rechunking import describe as describe_copy
 from dask_nmf.rechunking import rechunk
+from dask_nmf.reporting import report
 from dask_nmf.result import Result
+from dask_nmf.scanning import open_either
+from dask_nmf.scans import Scan
 from dask_nmf.solvers import HALS, MU
+from dask_nmf.tables import as_text, ends, facts_as_text
 from dask_nmf.types import ConvergenceWarning, SweepRecord
 
 DONE, FAILURE, BAD_INPUT, NOT_CONVERGED, STOPPED = range(5)
@@ -35,6 +40,8 @@ _BAD_INPUT = (
     NotADirectoryError,
     PermissionError,
 )
+
+_SHOWN = ("sweep", "passes", "error", "kkt", "seconds")  # of the history
 
 logger = logging.getLogger("dask_nmf")
 
@@ -58,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _fit(arguments: argparse.Namespace) -> int:
     names = ("init", "tol", "max_passes", "max_seconds", "seed", "memory", "block_rows")
     more = ("missing", "overwrite", "checkpoint_every", "weights", "alpha_W", "l1_ratio")
-    known = ("fixed_H", "sum_to_one", "perturb", "held_out", "restarts")
+    known = ("fixed_H", "sum_to_one", "perturb", "held_out", "restarts", "layer", "feature_dim")
     options = {name: getattr(arguments, name) for name in (*names, *more, *known)}
     options |= {"loss": _number_or_name(arguments.loss)}
     options |= {"alpha_H": _number_or_name(arguments.alpha_H)}
@@ -97,7 +104,7 @@ def _solver(arguments: argparse.Namespace) -> Any:
 
 def _plan(arguments: argparse.Namespace) -> int:
     names = ("init", "weights", "max_passes", "memory", "block_rows", "missing")
-    more = ("fixed_H", "sum_to_one", "perturb", "held_out")
+    more = ("fixed_H", "sum_to_one", "perturb", "held_out", "layer", "feature_dim")
     with _scheduler(arguments.scheduler):
         found = plan(
             arguments.V,
@@ -128,34 +135,52 @@ def _convert(arguments: argparse.Namespace) -> int:
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    result = open_result(arguments.out)
+    found = open_either(arguments.out)
     if arguments.json:
-        print(json.dumps(result.summary(), indent=2))
+        summary = found.rows() if isinstance(found, Scan) else found.summary()
+        print(json.dumps(summary, indent=2))
     else:
-        print(describe(result))
+        print(found if isinstance(found, Scan) else describe(found))
     return DONE
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    names = None
+    if arguments.names:
+        names = Path(arguments.names).read_text(encoding="utf-8").splitlines()
+    options = {name: getattr(arguments, name) for name in ("title", "rank", "row_shape")}
+    path = report(
+        arguments.out, arguments.page, names=names, column_shape=arguments.column_shape, **options
+    )
+    print(path)
+    return DONE
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from distributed import Client
+
+    worst = DONE
+    with Client(arguments.scheduler, timeout=30) as client:
+        for finding in examine(client, arguments.V, arguments.out):
+            print(finding, flush=True)
+            worst = FAILURE if finding.level == WRONG else worst
+    return worst
 
 
 def describe(result: Result) -> str:
     """What a results group holds, as text."""
-    lines = [
-        repr(result),
-        f"  W  {result.W.shape} {result.W.dtype}, chunks of {result.W.chunksize[0]} rows",
-        f"  H  {result.H.shape} {result.H.dtype}",
-        "",
-        *(f"  {name:<16} {value}" for name, value in result.summary().items()),
-        "",
-        "  sweep  passes  error         kkt       seconds",
-    ]
-    history = result.history
-    rows = history if len(history) <= 10 else (*history[:3], None, *history[-6:])
-    lines += [
-        f"  {r.sweep:>5}  {r.passes:>6}  {r.error:<12.8g}  {r.kkt:<8.2g}  {r.seconds:.2f}"
-        if r
-        else "    ..."
-        for r in rows
-    ]
-    return "\n".join(lines)
+    history = [{name: getattr(record, name) for name in _SHOWN} for record in result.history]
+    return "\n".join(
+        [
+            repr(result),
+            f"W  {result.W.shape} {result.W.dtype}, chunks of {result.W.chunksize[0]} rows",
+            f"H  {result.H.shape} {result.H.dtype}",
+            "",
+            facts_as_text(result.summary().items()),
+            "",
+            as_text(ends(history)),
+        ]
+    )
 
 
 def _number_or_name(text: str) -> float | str:
@@ -205,7 +230,7 @@ def _parser() -> argparse.ArgumentParser:
 
     fit = commands.add_parser("fit", help="factor a zarr array into W and H")
     fit.set_defaults(run=_fit)
-    fit.add_argument("V", help="path or URL of the zarr array or sparse group, non-negative")
+    fit.add_argument("V", help="path or URL of a zarr array, sparse group or AnnData store")
     fit.add_argument("out", help="path or URL of the zarr group for W, H and the history")
     _shared(fit)
     fit.add_argument("--alpha-W", type=float, default=0.0, help="penalty on W, times columns")
@@ -246,10 +271,27 @@ def _parser() -> argparse.ArgumentParser:
     sparse.add_argument("--layer", help="of an .h5ad file: this layer rather than X")
     sparse.add_argument("--overwrite", action="store_true", help="replace another CSR group")
 
-    show = commands.add_parser("show", help="print what a results group holds")
+    doctor = commands.add_parser("doctor", help="what would go wrong on a cluster")
+    doctor.set_defaults(run=_doctor, quiet=False)
+    doctor.add_argument("--scheduler", required=True, help="its address: tcp://host:8786")
+    doctor.add_argument("--V", help="path or URL: can client and workers open it?")
+    doctor.add_argument("--out", help="path or URL: can workers write there, and only once?")
+
+    show = commands.add_parser("show", help="print what a results group holds, or a scan's")
     show.set_defaults(run=_show, quiet=False)
-    show.add_argument("out", help="path or URL of the results group")
+    show.add_argument("out", help="path or URL of the results")
     show.add_argument("--json", action="store_true", help="the summary only, as JSON")
+
+    page = commands.add_parser("report", help="a page with the numbers and pictures of the results")
+    page.set_defaults(run=_report, quiet=False)
+    page.add_argument("out", help="path or URL of the results, also of a scan")
+    page.add_argument("page", help="the .html file to write")
+    page.add_argument("--names", help="text file with a name for each column of V, one a line")
+    for of in ("column", "row"):
+        told = f"V's {of}s are the pixels of such an image"
+        page.add_argument(f"--{of}-shape", type=int, nargs=2, metavar=("H", "W"), help=told)
+    page.add_argument("--rank", type=int, help="of a scan: which to show; none: as suggested")
+    page.add_argument("--title", help="of the page")
     return parser
 
 
@@ -264,6 +306,8 @@ def _shared(command: argparse.ArgumentParser) -> None:
     command.add_argument("--perturb", type=float, default=0.0, help="noise on V's entries, a share")
     command.add_argument("--held-out", type=float, default=0.0, help="share of entries not seen")
     command.add_argument("--weights", help="path or URL of an array like V; 0: not there")
+    command.add_argument("--layer", help="of an AnnData store, rather than X")
+    command.add_argument("--feature-dim", help="of an array with more dimensions: the columns")
     command.add_argument("--init", default="random", help="random, nndsvd, nndsvda or nndsvdar")
     command.add_argument("--max-passes", type=int, default=200, help="most passes over V")
     command.add_argument("--block-rows", type=int, help="rows of V per block")

@@ -38,6 +38,8 @@ def factorize(
     memory: int | str | None = None,
     block_rows: int | None = None,
     missing: Missing = "error",
+    layer: str | None = None,
+    feature_dim: Any = None,
     overwrite: bool = False,
     checkpoint_every: int | None = None,
     callback: Callback | None = None,
@@ -52,7 +54,9 @@ def factorize(
     V : zarr array, path or URL of one, dask array or numpy array; (m, n)
         Finite and non-negative. Any 2-D chunks; a block of whole rows must fit in memory. Or
         sparse: a zarr group with a csr_matrix or csc_matrix as anndata writes it, a matrix of
-        scipy.sparse, or a dask array with blocks of scipy.sparse or of the package sparse.
+        scipy.sparse, or a dask array with blocks of scipy.sparse or of the package sparse. Or with
+        names: an xarray.DataArray of any number of dimensions, an AnnData object, or the path, URL
+        or zarr group of its store, of which the rows are the cells.
     rank : int
         k, the number of components.
     out : path, URL or zarr group, optional
@@ -111,6 +115,12 @@ def factorize(
     missing : "error", "zero" or "nan"
         What is not there: "zero" takes a chunk that V's store does not hold for zeros; "nan" takes
         entries that are NaN for entries of weight 0, which are an error else.
+    layer : str, optional
+        Of AnnData: this layer rather than X.
+    feature_dim : str, optional
+        Of a DataArray, the dimension whose entries are the columns; each row is a place in all
+        others. None: the last of two. With it V, and weights, may be paths of arrays in a store
+        that xarray opens.
     overwrite : bool
         Replace a finished result at `out`, and drop the unfinished run of another call there.
     checkpoint_every : int, optional
@@ -186,11 +196,12 @@ def factorize(
     }
     if check_int("restarts", restarts, 1) == 1:
         more = {"weights": weights, "missing": missing, "seed": seed, "callback": callback}
+        more |= {"layer": layer, "feature_dim": feature_dim}
         return run(V, rank, out=out, **more, **told)
     if callback is not None:
         raise ValueError("callback sees the sweeps of one run: it needs restarts=1")
     seeds = range(check_int("seed", seed, 0), seed + restarts)
-    opened = open_weighted(V, missing, weights)
+    opened = open_weighted(V, missing, weights, layer, feature_dim)
     found = in_streams(
         partial(run, weights=None, missing=missing), opened, [rank], seeds, out, told
     )

@@ -53,6 +53,8 @@ def problem(
         found["fixed_H"] = str(tokenize(constraints.rows))
     if constraints.sum_to_one:
         found["sum_to_one"] = True
+    if matrix.labels is not None and matrix.labels.order:
+        found["rows"] = matrix.labels.order
     if matrix.weights is not None:
         found["weights"] = str(tokenize(matrix.weights.uri, identity(matrix.weights)))
     return found

@@ -11,7 +11,9 @@ import scipy.sparse
 import zarr
 from zarr.storage import FsspecStore, MemoryStore, StorePath, WrapperStore
 
+from dask_nmf.annotated import is_store, open_anndata, open_store
 from dask_nmf.csr import CSR
+from dask_nmf.labels import Labels, fold, fold_weights, of_library, open_variable
 from dask_nmf.matrix import Matrix, Missing
 from dask_nmf.retrying import insist
 from dask_nmf.sparse import (
@@ -25,14 +27,60 @@ from dask_nmf.types import DaskArray
 
 
 # ------------------------------------------------------------------------------- opening V
-def open_weighted(V: Any, missing: Missing, weights: Any) -> Matrix:
-    """V with the weights of its entries; a masked array brings its own.
+def open_weighted(
+    V: Any, missing: Missing, weights: Any, layer: str | None = None, feature_dim: Any = None
+) -> Matrix:
+    """V with the weights of its entries, and labels; a masked array brings its own weights.
 
     Raises
     ------
     TypeError, ValueError
-        As `open_matrix`; or if the weights are not of V's shape.
+        As `open_matrix`; or if the weights are not of V's shape, or it has no such layer or
+        dimension.
     """
+    if isinstance(V, Matrix):  # of several runs
+        return V
+    uri = absolute(V) if isinstance(V, (str, os.PathLike)) else None
+    V, weights, labels = _labelled(V, weights, layer, feature_dim)
+    matrix = replace(_open_plain(V, missing, weights), labels=labels)
+    if uri is not None and feature_dim is not None:
+        return replace(matrix, uri=uri if "://" in uri else f"file://{uri}")
+    return matrix
+
+
+def _labelled(V: Any, weights: Any, layer: Any, feature_dim: Any) -> tuple[Any, Any, Labels | None]:
+    """V and its weights as matrices, with labels where V has any."""
+    if layer is not None and feature_dim is not None:
+        raise ValueError("layer is for AnnData, feature_dim for a DataArray: pass one of them")
+    if feature_dim is not None and isinstance(V, (str, os.PathLike)):
+        V = open_variable(absolute(V), "V")
+        if isinstance(weights, (str, os.PathLike)):
+            weights = open_variable(absolute(weights), "weights")
+    if layer is None and of_library(V, "xarray"):
+        matrix, labels = fold(V, feature_dim)
+        return matrix, None if weights is None else fold_weights(V, weights, feature_dim), labels
+    if feature_dim is not None:
+        raise TypeError(
+            "feature_dim is for an xarray.DataArray V, or the path of an array in a store that "
+            f"xarray opens, got {type(V).__name__}: leave it out, or give V its dimensions"
+        )
+    if isinstance(V, (str, os.PathLike)):
+        V = _open_path(absolute(V))
+    if is_store(V):
+        X, labels = open_store(V, layer)
+        return X, weights, labels
+    if of_library(V, "anndata") and hasattr(V, "obs_names"):
+        X, labels = open_anndata(V, layer)
+        return X, weights, labels
+    if layer is not None:
+        raise TypeError(
+            f"layer is for an AnnData object, or the path of its zarr store, got "
+            f"{type(V).__name__}: leave it out, or pass what it is a layer of"
+        )
+    return V, weights, None
+
+
+def _open_plain(V: Any, missing: Missing, weights: Any) -> Matrix:
     if isinstance(V, np.ma.MaskedArray):
         if weights is not None:
             raise ValueError("weights must be None for a masked array V, which has a mask already")
@@ -67,6 +115,8 @@ def open_matrix(V: Any, missing: Missing = "error", name: str = "V") -> Matrix:
         raise ValueError(f"missing must be 'error', 'zero' or 'nan', got {missing!r}")
     if isinstance(V, (str, os.PathLike)):
         V = _open_path(absolute(V), name)
+    if is_store(V):  # of AnnData
+        V, _ = open_store(V, None)
     if isinstance(V, zarr.Group) and as_told(V):
         uri = uri_of(V.store_path)
         return _from_csr(open_group(V, uri, missing != "zero"), uri, missing == "nan")
@@ -111,7 +161,7 @@ def _open_path(path: str, name: str = "V") -> zarr.Array[Any] | zarr.Group:
     except (ImportError, ValueError, LookupError, TypeError, AttributeError) as error:
         told = str(error) if isinstance(error, (ImportError, ValueError)) else repr(error)
         raise ValueError(f"{name}: cannot open {path!r}: {told}") from error
-    if isinstance(found, zarr.Group) and not as_told(found):
+    if isinstance(found, zarr.Group) and not (as_told(found) or is_store(found)):
         with warnings.catch_warnings():  # about whatever else lies there
             warnings.filterwarnings("ignore", "Object at ", category=UserWarning)
             groups = (name for name, group in found.groups() if as_told(group))

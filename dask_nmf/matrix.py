@@ -14,6 +14,7 @@ from dask_nmf.blocks import Grid
 from dask_nmf.boxes import Boxes, Checked, Transposed, as_block, as_dense, check_entries
 from dask_nmf.csr import CSR, index_dtype, row_slabs
 from dask_nmf.draws import Drawn, perturbed, shown, without_unweighted
+from dask_nmf.labels import Labels
 from dask_nmf.layout import is_mapped, stored_share
 from dask_nmf.reader import Reader
 from dask_nmf.sparse import not_as_told, regrouped, unlike
@@ -71,6 +72,10 @@ class Matrix:
         Noise on its entries, and which of them a run does not see.
     flipped : bool
         Whether the rows of the source, in the workers' memory, are V's columns.
+    block : array, optional
+        The only block there is, if it is at hand.
+    labels : Labels, optional
+        What V's rows and columns are.
     """
 
     source: Any
@@ -88,6 +93,8 @@ class Matrix:
     shared: "Shared | None" = None
     drawn: Drawn | None = None
     flipped: bool = False
+    block: AnyArray | None = None
+    labels: Labels | None = None
 
     @property
     def missing(self) -> Missing:
@@ -172,6 +179,8 @@ class Matrix:
         Its keys are unique, so that it is always read again; of a shared V, in the next pass.
         """
         dtype = dtype or working_dtype(self.dtype)
+        if self.block is not None:
+            return self.block
         V = self._shared_blocks(grid, dtype)
         if self.drawn is None or not self.drawn.perturb:
             return V

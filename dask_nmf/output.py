@@ -18,6 +18,7 @@ from dask_nmf.blocks import even
 from dask_nmf.checkpoint import lazy
 from dask_nmf.commits import SPOILT, Writer, digest_of, new_array
 from dask_nmf.io import absolute, check_apart, check_reachable, uri_of
+from dask_nmf.labels import GROUP, Labels, write_coords
 from dask_nmf.packing import from_columns, to_columns
 from dask_nmf.plans import Plan
 from dask_nmf.reader import Reader
@@ -84,7 +85,11 @@ class Output:
             names = insist(lambda: list(self.group.array_keys()), f"listing {self.uri}")
         for name in names:
             insist(partial(self.group.__delitem__, name), f"deleting {name} of {self.uri}")
+        if GROUP in self.group:
+            insist(partial(self.group.__delitem__, GROUP), f"deleting labels of {self.uri}")
         with dask.config.set(scheduler="threads"):
+            if result.labels is not None:
+                write_coords(result.labels, self.group)
             W = _write_factor(self.group, "W", result.W, ("row", "component"))
             H = _write_factor(self.group, "H", result.H, ("component", "column"))
         columns = to_columns(result.history)
@@ -103,7 +108,7 @@ class Output:
     def consolidate(self) -> None:
         """One metadata document: xarray warns without, and remote opens are then one request."""
         with warnings.catch_warnings():
-            for told in ("Consolidated metadata", "Object at "):
+            for told in ("Consolidated metadata", "Object at ", "The data type"):
                 warnings.filterwarnings("ignore", told, category=UserWarning)
             merge = partial(zarr.consolidate_metadata, self.group.store, path=self.group.path)
             insist(merge, f"consolidating {self.uri}")
@@ -232,6 +237,7 @@ def load_result(group: Any) -> Result:
         dead=saved["dead_components"],
         out=uri_of(group.store_path),
         plan=Plan.from_json(saved["plan"]) if saved.get("plan") else None,
+        labels=Labels.from_json(told, group) if (told := saved.get("labels")) else None,
     )
 
 
@@ -370,4 +376,5 @@ def _attributes(result: Result) -> dict[str, Any]:
         "history": list(_HISTORY),
         "parameters": result.parameters,
         "plan": result.plan.to_json() if result.plan else None,
+        "labels": result.labels.to_json() if result.labels else None,
     }

@@ -21,7 +21,7 @@ from dask_nmf.io import check_reachable, open_weighted
 from dask_nmf.losses import Frobenius, Loss, make_loss
 from dask_nmf.matrix import Matrix, Missing
 from dask_nmf.newton import AnySolver, Newton, any_solver
-from dask_nmf.options import Options, check_options
+from dask_nmf.options import Options, Rule, check_options
 from dask_nmf.plans import Plan
 from dask_nmf.scheduler import Scheduler, active_scheduler
 from dask_nmf.solvers import HALS, MU, LookAhead
@@ -135,6 +135,8 @@ def plan(
     sum_to_one: bool = False,
     perturb: float = 0.0,
     held_out: float = 0.0,
+    layer: str | None = None,
+    feature_dim: Any = None,
     probe: bool = False,
 ) -> Plan:
     """What `factorize` would do with these arguments, on the dask scheduler active now.
@@ -142,7 +144,7 @@ def plan(
     Parameters
     ----------
     V, rank, out, loss, solver, init, weights, max_passes, memory, block_rows, missing, fixed_H, \
-    sum_to_one, perturb, held_out
+    sum_to_one, perturb, held_out, layer, feature_dim
         As for `factorize`. Nothing is written to `out`.
     probe : bool
         Read one block and multiply it, for the seconds of a pass.
@@ -184,6 +186,8 @@ def plan(
         sum_to_one=sum_to_one,
         perturb=perturb,
         held_out=held_out,
+        layer=layer,
+        feature_dim=feature_dim,
     )
     return probed(job.plan, job.matrix) if probe else job.plan
 
@@ -211,6 +215,10 @@ def prepare(
     sum_to_one: bool = False,
     perturb: float = 0.0,
     held_out: float = 0.0,
+    rule: Rule = "kkt",
+    max_sweeps: int | None = None,
+    layer: str | None = None,
+    feature_dim: Any = None,
 ) -> Job:
     """Everything that can be checked and decided without reading V or writing."""
     start, asked, loss = make_start(init), any_solver(solver), make_loss(loss)
@@ -227,9 +235,11 @@ def prepare(
         l1_ratio=l1_ratio,
         perturb=perturb,
         held_out=held_out,
+        rule=rule,
+        max_sweeps=max_sweeps,
         start_passes=start.passes,
     )
-    matrix = open_weighted(V, missing, weights)
+    matrix = open_weighted(V, missing, weights, layer, feature_dim)
     if perturb or held_out:
         matrix = replace(matrix, drawn=Drawn(options.seed, options.perturb, options.held_out))
     if matrix.partial and isinstance(loss, Frobenius):
@@ -273,7 +283,8 @@ def prepare(
 
 def probed(plan: Plan, matrix: Matrix) -> Plan:
     """The plan with the seconds of a pass, from a block or two where tasks run."""
-    seconds = dask.delayed(_time_a_block)(matrix, plan.grid, plan.rank).compute()
+    bare = replace(matrix, labels=None)
+    seconds = dask.delayed(_time_a_block)(bare, plan.grid, plan.rank).compute()
     at_once = min(plan.blocks, plan.processes * min(plan.threads, os.cpu_count() or 1))
     return replace(plan, seconds=seconds * plan.blocks / at_once)
 

@@ -7,6 +7,7 @@ from typing import Any
 from dask.utils import format_bytes, format_time
 
 from dask_nmf.blocks import Grid, even
+from dask_nmf.tables import facts_as_html, facts_as_text
 
 
 @dataclass(frozen=True, repr=False)
@@ -147,15 +148,8 @@ class Plan:
         return table
 
     def __repr__(self) -> str:
-        width = max(len(label) for label, _ in self.rows())
-        lines = [f"{label:<{width}}  {value}" for label, value in self.rows()]
-        return "\n".join([*lines, *(f"advice: {text}" for text in self.advice)])
+        return "\n".join([facts_as_text(self.rows()), *(f"advice: {x}" for x in self.advice)])
 
     def _repr_html_(self) -> str:
-        cells = "".join(
-            f'<tr><th style="text-align:left">{escape(label)}</th>'
-            f'<td style="text-align:left">{escape(value)}</td></tr>'
-            for label, value in self.rows()
-        )
         advice = "".join(f"<li>{escape(text)}</li>" for text in self.advice)
-        return f"<table>{cells}</table>" + (f"<ul>{advice}</ul>" if advice else "")
+        return facts_as_html(self.rows()) + (f"<ul>{advice}</ul>" if advice else "")

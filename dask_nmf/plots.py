@@ -1,18 +1,17 @@
 """Pictures of a scan, by matplotlib: what its table, its consensus and its components say."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.cluster.hierarchy import average, leaves_list
 from scipy.spatial.distance import squareform
 
 from dask_nmf.evidence import aligned, cophenetic, together
-from dask_nmf.scans import Scan, of_squares
+from dask_nmf.pictures import axes, error_of, thinned
+from dask_nmf.scans import Scan
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-_POINTS = 1000  # more of a line than a picture has pixels for
 
 
 def plot_ranks(scan: Scan, ax: "Axes | None" = None) -> "Axes":
@@ -37,8 +36,8 @@ def plot_ranks(scan: Scan, ax: "Axes | None" = None) -> "Axes":
     ImportError
         If a new figure is wanted, and matplotlib is not there.
     """
-    ax = _axes(ax)
-    rows = sorted(scan._rows(), key=lambda row: int(row["rank"]))
+    ax = axes(ax)
+    rows = sorted(scan.rows(), key=lambda row: int(row["rank"]))
     ranks = [row["rank"] for row in rows]
     runs = [(rank, result.error) for rank in ranks for result in scan.runs(rank)]
     best = [row["error"] for row in rows]
@@ -49,7 +48,7 @@ def plot_ranks(scan: Scan, ax: "Axes | None" = None) -> "Axes":
         lines += ax.plot(ranks, hidden, ".--", color="C0", label="error, hidden entries")
     ax.set(xlabel="rank", xlim=(ranks[0] - 0.5, ranks[-1] + 0.5))
     ax.locator_params(axis="x", integer=True, min_n_ticks=1)
-    ax.set_ylabel(_error_of(scan), color="C0")
+    ax.set_ylabel(error_of(result for rank in scan.ranks for result in scan.runs(rank)), color="C0")
     if all("stability" in row for row in rows):
         right = ax.twinx()
         for name, style, label in (("stability", ".-", "mean"), ("stability_least", ".:", "least")):
@@ -88,7 +87,7 @@ def plot_consensus(scan: Scan, rank: int, ax: "Axes | None" = None) -> "Axes":
     linkage tree.
     Source: Brunet et al. 2004.
     """
-    ax = _axes(ax)
+    ax = axes(ax)
     Hs = [np.asarray(result.H) for result in scan.runs(rank)]
     shares = together(Hs)
     agreement = cophenetic(shares)
@@ -128,15 +127,14 @@ def plot_components(scan: Scan, rank: int, ax: "Axes | None" = None) -> "Axes":
     Components are of norm 1 in each run, in the order of the best one's, and drawn to the same
     height. Of more than 1000 columns neighbours are drawn as one: the largest of each quantile.
     """
-    ax = _axes(ax)
+    ax = axes(ax)
     alike = scan._of(rank)
     members = aligned(alike.components, alike.groups)
     quantiles = np.quantile(members, [0.1, 0.5, 0.9], axis=0)  # (3, k, n)
     n = members.shape[2]
-    columns = np.unique(np.linspace(0, n, min(n, _POINTS), endpoint=False, dtype=int))
-    quantiles = np.maximum.reduceat(quantiles, columns, axis=2)
+    columns, quantiles = thinned(quantiles)
     heights = quantiles[2].max(axis=1)
-    width = 1.0 if n <= _POINTS else 0.5
+    width = 1.0 if len(columns) == n else 0.5
     names = []
     for j, stability in enumerate(scan.stability(rank)):
         low, median, high = quantiles[:, j] / (heights[j] or 1) * 0.9 + (rank - 1 - j)
@@ -148,19 +146,3 @@ def plot_components(scan: Scan, rank: int, ax: "Axes | None" = None) -> "Axes":
     ax.set_yticks(range(rank - 1, -1, -1), names)
     ax.set_title(f"rank {rank}: median of {len(members)} runs, and 10 to 90 %")
     return ax
-
-
-def _axes(ax: "Axes | None") -> Any:
-    """The axes to draw on; if none are given, those of a new figure of pyplot, which shows it."""
-    if ax is not None:
-        return ax
-    try:
-        import matplotlib.pyplot as plt
-    except ImportError as error:
-        raise ImportError('pictures need matplotlib: pip install "dask_nmf[plots]"') from error
-    return plt.subplots(layout="constrained")[1]
-
-
-def _error_of(scan: Scan) -> str:
-    squares = of_squares(scan.best(scan.ranks[0]))
-    return "||V - W H|| / ||V||" if squares else "divergence / that of V's mean"

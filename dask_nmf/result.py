@@ -1,13 +1,17 @@
 """What a run returns."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import dask.array as da
 import numpy as np
+from dask.utils import format_bytes, format_time
 
+from dask_nmf.labels import Labels, column_names, dataset, maps
+from dask_nmf.options import check_int
 from dask_nmf.plans import Plan
 from dask_nmf.stopping import Status
+from dask_nmf.tables import as_html, ends, facts_as_html
 from dask_nmf.types import AnyArray, DaskArray, SweepRecord
 
 
@@ -50,6 +54,8 @@ class Result:
         What the run did with V.
     resumed_from : int or None
         Passes over V that earlier calls had made, when this call went on from them.
+    labels : Labels or None
+        Of V's rows and columns, where it had any.
     """
 
     W: DaskArray
@@ -61,6 +67,7 @@ class Result:
     out: str | None = None
     plan: Plan | None = None
     resumed_from: int | None = None
+    labels: Labels | None = field(default=None, repr=False, compare=False)
 
     @property
     def error(self) -> float:
@@ -92,6 +99,66 @@ class Result:
             H = da.from_array(H, chunks=(len(H), max(1, block_bytes // (height * W.itemsize))))
         return da.matmul(W, H.rechunk({0: -1}))
 
+    def to_xarray(self) -> Any:
+        """The factors as an xarray.Dataset, with the dimensions and coordinates that V had.
+
+        W (*dims, component) is folded back to V's sample dimensions, and lazy; H is (component,
+        column). "row" and "column" are the names where V had none, "obs" and "var" for AnnData.
+
+        Raises
+        ------
+        ImportError
+            If xarray is not installed.
+
+        Examples
+        --------
+        >>> import numpy as np, xarray
+        >>> from dask_nmf import factorize
+        >>> cube = xarray.DataArray(np.ones((6, 4, 5)), dims=("band", "y", "x"))
+        >>> factorize(cube, rank=1, feature_dim="band").to_xarray().W.dims
+        ('y', 'x', 'component')
+        """
+        labels = self.labels or Labels()
+        told = {"error": self.error, "status": self.status.name.lower()}
+        factors = {"W": maps(self.W, labels), "H": (("component", labels.column), self.H)}
+        return dataset(factors, labels, told)
+
+    def top_features(self, n: int = 10, names: Any = None) -> Any:
+        """The columns with the largest entries of each component, largest first.
+
+        Parameters
+        ----------
+        n : int
+            So many of each component, or as many as are not zero.
+        names : sequence, optional
+            Of all columns. None: the coordinate that V had, or the genes of AnnData; where there
+            are none, the columns' numbers.
+
+        Returns
+        -------
+        pandas.DataFrame
+            With the columns component, feature, weight; without pandas, a list of such dicts.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If there is not a name for each column, or n is below 1.
+        """
+        check_int("n", n, 1)
+        H = np.asarray(self.H)
+        found = column_names(self.labels) if names is None else np.asarray(names)
+        found = np.arange(H.shape[1]) if found is None else found
+        if found.shape != H.shape[1:]:
+            raise ValueError(f"names must be {H.shape[1]}, one per column, got shape {found.shape}")
+        order = np.argsort(-H, axis=1, kind="stable")[:, :n]
+        rows = [
+            {"component": k, "feature": found[j], "weight": h[j]}
+            for k, h in enumerate(H)
+            for j in order[k]
+            if h[j] > 0
+        ]
+        return as_table(rows, ("component", "feature", "weight"))
+
     def summary(self) -> dict[str, Any]:
         """The outcome as a flat dict of JSON types, for logs and orchestrators."""
         last = self.history[-1]
@@ -112,6 +179,29 @@ class Result:
             **{k: v for k, v in self.parameters.items() if k != "shape"},
         }
 
+    def rows(self) -> list[tuple[str, str]]:
+        """Label and value of each line of the table that a notebook shows."""
+        (m, n), last = self.parameters["shape"], self.history[-1]
+        facts = [
+            ("V", f"{m:,} x {n:,} {self.W.dtype}"),
+            ("rank", f"{len(self.H)}" + (f", {self.dead} of them ended as zero" * bool(self.dead))),
+            ("error", f"{last.error:.6g}"),
+            ("status", f"{self.status.name.lower()}: {self.status.value}"),
+            ("passes", f"{last.passes}, for {last.sweep} sweeps"),
+            ("time", f"{format_time(last.seconds)}, {format_bytes(last.bytes_read)} read"),
+            ("results", self.out or "in memory"),
+        ]
+        if last.held_out is not None:
+            facts.insert(3, ("error of hidden entries", f"{last.held_out:.6g}"))
+        return facts
+
+    def _repr_html_(self) -> str:
+        history = as_html(ends([asdict(record) for record in self.history]))
+        folded = {"history": history, "parameters": facts_as_html(self.parameters.items())}
+        return facts_as_html(self.rows()) + "".join(
+            f"<details><summary>{name}</summary>{table}</details>" for name, table in folded.items()
+        )
+
     def __repr__(self) -> str:
         m, n = self.parameters["shape"]
         return (
@@ -124,3 +214,17 @@ def last_loss(result: Result) -> float:
     """What restarts are compared by: with penalties the objective, else the error."""
     last = result.history[-1]
     return last.error if last.objective is None else last.objective
+
+
+def of_squares(result: Result) -> bool:
+    """Whether its error is that of squares, rather than of another divergence."""
+    return result.parameters["loss"] in ("frobenius", 2.0)
+
+
+def as_table(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> Any:
+    """A DataFrame, if pandas is there."""
+    try:
+        from pandas import DataFrame
+    except ImportError:
+        return rows
+    return DataFrame(rows, columns=list(columns))

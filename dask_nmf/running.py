@@ -12,6 +12,7 @@ from dask_nmf.blas import arithmetic, one_blas_thread
 from dask_nmf.checkpoint import Run
 from dask_nmf.fingerprint import problem
 from dask_nmf.init import NNDSVD
+from dask_nmf.labels import check_storable
 from dask_nmf.loop import Kept, failures_named, run_job
 from dask_nmf.options import check_int
 from dask_nmf.output import open_output
@@ -47,14 +48,28 @@ def run(
     job = prepare(V, rank, out=out, **options)
     if isinstance(job.start, NNDSVD) and job.start.fill is None and isinstance(job.solver, MU):
         warnings.warn(_MU_AND_ZEROS, UserWarning, stacklevel=3)
+    result = carried_out(job, out, overwrite, checkpoint_every, callback, began)
+    # Last, so that a caller who turns warnings into errors loses nothing.
+    warn_of_budget(result, 4)
+    return result
+
+
+def carried_out(
+    job: Job,
+    out: Any = None,
+    overwrite: bool = False,
+    checkpoint_every: int | None = None,
+    callback: Callback | None = None,
+    began: float | None = None,
+) -> Result:
+    """The result at `out`, if it is there; else that of the run, which may go on from there."""
+    began = time.perf_counter() if began is None else began
     kept, result = None, None
     with one_blas_thread:  # the driver's own small products too
         if out is not None:
             job, kept, result = _begun(job, out, overwrite, checkpoint_every)
         if result is None:
             result = run_job(job, callback, began, kept)
-    # Last, so that a caller who turns warnings into errors loses nothing.
-    warn_of_budget(result, 4)
     return result
 
 
@@ -62,13 +77,15 @@ def _begun(
     job: Job, out: Any, overwrite: bool, every: int | None
 ) -> tuple[Job, Kept | None, Result | None]:
     """What is to be done at `out`: the job and where it is kept, or the result that is there."""
+    check_storable(job.matrix.labels)
     output = open_output(out, job.matrix.uri)
     wanted = problem(job.matrix, job.options, job.loss, job.asked, job.start, job.constraints)
     with failures_named(job.plan, output.uri), job.threads():
         found = take_up(output, job, wanted, overwrite)
     if found.result is not None:
         passes = found.result.history[-1].passes
-        return job, None, replace(found.result, resumed_from=passes)
+        labels = job.matrix.labels or found.result.labels
+        return job, None, replace(found.result, resumed_from=passes, labels=labels)
     if found.resume:
         job = job.resumed(found.record)
     needs = job.plan.output_bytes if found.resume else job.plan.disk_bytes

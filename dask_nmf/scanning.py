@@ -11,12 +11,13 @@ from dask_nmf.io import open_weighted
 from dask_nmf.matrix import Missing
 from dask_nmf.options import check_int
 from dask_nmf.output import find_group, open_result, scan_places
+from dask_nmf.result import Result
 from dask_nmf.scans import Scan
 from dask_nmf.streams import in_streams
 from dask_nmf.transforming import transform
 
 _REFIT = ("loss", "alpha_W", "l1_ratio", "sum_to_one")
-_OURS = {"rank", "seed", "out", "callback", "memory", "weights", "missing"}
+_OURS = {"rank", "seed", "out", "callback", "memory", "weights", "missing", "layer", "feature_dim"}
 
 
 def scan(
@@ -29,6 +30,8 @@ def scan(
     memory: int | str | None = None,
     weights: Any = None,
     missing: Missing = "error",
+    layer: str | None = None,
+    feature_dim: Any = None,
     **options: Any,
 ) -> Scan:
     """Factor V at several ranks, from several starts each, with one read of V per sweep for all.
@@ -38,7 +41,7 @@ def scan(
 
     Parameters
     ----------
-    V, weights, missing
+    V, weights, missing, layer, feature_dim
         As for `factorize`.
     ranks : int or iterable of int
     restarts : int
@@ -80,7 +83,7 @@ def scan(
         raise TypeError(f"scan does not take {', '.join(clash)}: see ranks=, restarts=, seed=")
     seed = check_int("seed", seed, 0)
     seeds = range(seed, seed + check_int("restarts", restarts, 1))
-    opened = open_weighted(V, missing, weights)
+    opened = open_weighted(V, missing, weights, layer, feature_dim)
     told = {"memory": memory, **options}
     found = in_streams(factorize, opened, _ranks(ranks), seeds, out, told)
     alike = {name: options[name] for name in _REFIT if name in options}
@@ -104,6 +107,12 @@ def open_scan(out: Any) -> Scan:
         raise FileNotFoundError(f"there is no dask_nmf scan at {out}")
     found = {k: tuple(open_result(group[name]) for name in names) for k, names in places.items()}
     return Scan(found)
+
+
+def open_either(out: Any) -> Result | Scan:
+    """What is at `out`: `open_scan` of the results of several runs, `open_result` of one."""
+    group = find_group(out)
+    return open_scan(out) if group is not None and scan_places(group) else open_result(out)
 
 
 def _ranks(ranks: Any) -> list[int]:

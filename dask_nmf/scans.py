@@ -19,8 +19,9 @@ from dask_nmf.evidence import (
     silhouettes,
     together,
 )
-from dask_nmf.result import Result, last_loss
+from dask_nmf.result import Result, last_loss, of_squares
 from dask_nmf.suggesting import Evidence, Suggestion, one_less, suggest
+from dask_nmf.tables import as_html, as_text
 from dask_nmf.types import Array, DaskArray
 
 _HEARD = 0.75  # of the runs of a rank, those that have a say in `suggest`
@@ -174,14 +175,15 @@ class Scan:
         stability, stability_least : mean and least silhouette of the components' groups.
         cophenetic : see `evidence.cophenetic`. converged : runs that did. passes : of the longest.
         """
-        rows = self._rows()
+        rows = self.rows()
         try:
             from pandas import DataFrame
         except ImportError:
             return rows
         return DataFrame(rows).set_index("rank").astype({"held_out": float})
 
-    def _rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[dict[str, Any]]:
+        """What `table` is made of: a dict of plain numbers for each rank."""
         return [self._row(rank) for rank in self.results]
 
     def _row(self, rank: int) -> dict[str, Any]:
@@ -217,16 +219,10 @@ class Scan:
         return self._alike[rank]
 
     def __repr__(self) -> str:
-        lines = [f"<Scan of ranks {', '.join(map(str, self.results))}>"]
-        for row in self._rows():
-            cells = (f"{name} {_told(value)}" for name, value in row.items() if value is not None)
-            lines.append("  " + ", ".join(cells))
-        return "\n".join(lines)
+        return f"<Scan of ranks {', '.join(map(str, self.results))}>\n{as_text(self.rows())}"
 
-
-def of_squares(result: Result) -> bool:
-    """Whether its error is that of squares, rather than of another divergence."""
-    return result.parameters["loss"] in ("frobenius", 2.0)
+    def _repr_html_(self) -> str:
+        return as_html(self.rows())
 
 
 def _difference(parameters: dict[str, Any]) -> str:
@@ -237,7 +233,3 @@ def _difference(parameters: dict[str, Any]) -> str:
     if held_out := parameters.get("held_out"):
         told.append(f"other {100 * held_out:g} % of V hidden")
     return ", ".join(told)
-
-
-def _told(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

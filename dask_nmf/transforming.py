@@ -15,6 +15,7 @@ from dask_nmf.divergences import Beta
 from dask_nmf.entrywise import Problem, solve_rows
 from dask_nmf.fitting import limit_of
 from dask_nmf.io import check_reachable, open_weighted
+from dask_nmf.labels import dataset, maps, of_library
 from dask_nmf.losses import Frobenius, Loss, make_loss
 from dask_nmf.matrix import Missing
 from dask_nmf.newton import Newton
@@ -38,8 +39,10 @@ def transform(
     l1_ratio: float = 0.0,
     sum_to_one: bool = False,
     missing: Missing = "error",
+    layer: str | None = None,
+    feature_dim: Any = None,
     memory: int | str | None = None,
-) -> DaskArray:
+) -> Any:
     """The best non-negative W for V ≈ W @ H, row by row: lazy, in blocks of rows.
 
     Each row is solved by itself until it settles, so any slice of rows gives that slice of W.
@@ -50,7 +53,7 @@ def transform(
         New rows, or those that were factored.
     H : (k, n) array
         Of a result, for instance.
-    loss, weights, alpha_W, l1_ratio, sum_to_one, missing
+    loss, weights, alpha_W, l1_ratio, sum_to_one, missing, layer, feature_dim
         As for `factorize`.
     memory : int or str, optional
         Limit for each worker process, by which the blocks are chosen. A dask array V keeps its
@@ -59,6 +62,7 @@ def transform(
     Returns
     -------
     (m, k) dask array
+        For a DataArray V a lazy DataArray (*dims, component), with V's coordinates.
 
     Raises
     ------
@@ -80,7 +84,7 @@ def transform(
     """
     loss = make_loss(loss)
     check_alpha(alpha_W, "same", l1_ratio)
-    matrix = open_weighted(V, missing, weights)
+    matrix = open_weighted(V, missing, weights, layer, feature_dim)
     term = replace(scaled(matrix.shape, alpha_W, 0.0, l1_ratio).W, closed=bool(sum_to_one))
     if not (hasattr(H, "__array__") or isinstance(H, (list, tuple))):
         raise TypeError(
@@ -120,7 +124,7 @@ def transform(
     V_blocks, M = matrix.observed(Grid(heights, (matrix.shape[1],)))
     dtype = working_dtype(matrix.dtype)
     data = (V_blocks,) if M is None else (V_blocks, M)
-    return blockwise(
+    W: DaskArray = blockwise(
         _solve_block,
         "ik",
         *(whole(H), None, loss, None, term, None, dtype, None),
@@ -129,6 +133,9 @@ def transform(
         align_arrays=False,
         adjust_chunks={"k": len(H)},
     )
+    if matrix.labels is None or not (of_library(V, "xarray") or feature_dim is not None):
+        return W
+    return dataset({"W": maps(W, matrix.labels)}, matrix.labels, {})["W"]
 
 
 @single_threaded

@@ -19,7 +19,7 @@ from tests.stores import CountingStore
 # The same cases on every run, and no deadline: a first dask graph takes longer than the others.
 settings.register_profile(
     "push",
-    max_examples=30,
+    max_examples=15,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow],

@@ -41,8 +41,10 @@ def test_what_V_is(bad: Any, error: type[Exception], text: str) -> None:
         dask_nmf.factorize(bad, 2)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, -1e-30])
-@pytest.mark.parametrize(("row", "column"), [(0, 0), (39, 11), (25, 3)])
+@pytest.mark.parametrize(
+    ("value", "row", "column"),
+    [(np.nan, 0, 0), (np.inf, 39, 11), (-np.inf, 25, 3), (-1e-30, 25, 3)],
+)
 @pytest.mark.parametrize("kind", ["numpy", "dask", "zarr"])
 def test_what_V_holds(tmp_path: Path, value: float, row: int, column: int, kind: str) -> None:
     bad: Any = V.copy()

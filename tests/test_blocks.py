@@ -105,9 +105,12 @@ def test_tiles_where_neither_rows_nor_columns_fit() -> None:
     assert choose_grid(square, 30_000 * MiB).reads_per_sweep == 1
 
 
-def test_a_terabyte_makes_ten_thousand_blocks() -> None:
+def test_terabytes_take_ten_thousand_tasks_a_pass_where_memory_has_room() -> None:
     geometry = chunked(replace(BASE, m=10**9, n=1_000), 1_000, 1_000)
-    assert choose_grid(geometry).blocks == 10_000
+    assert 5_000 < choose_grid(geometry).tasks <= 10_000
+    within = choose_grid(replace(geometry, W_on_disk=True), 2_000 * MiB)
+    assert within.tasks > 10_000
+    assert geometry.peak_bytes(within.heights[0]) > 0.7 * 2_000 * MiB  # as large as fit
 
 
 def test_peak_memory_hardly_grows_with_the_number_of_chunks() -> None:

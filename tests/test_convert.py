@@ -2,7 +2,6 @@
 
 import gzip
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -21,6 +20,7 @@ from dask_nmf.converting import convert
 from dask_nmf.sorting import in_order
 from tests import s3
 from tests.matrix_files import FILES, counts, h5ad, parquet, plain, read, same
+from tests.processes import CONTEXT
 
 SMALL = 40_000  # bytes: about 300 entries at once
 
@@ -34,13 +34,18 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("kind", FILES)
-@pytest.mark.parametrize("memory", [SMALL, "1GiB"])
 @pytest.mark.parametrize(
-    ("dtype", "scale", "expected"),
-    [("f4", 1, "f4"), ("f8", 1, "f8"), ("i8", 1, "f4"), ("i8", 2**24 - 1, "f8"), ("u2", 1, "f4")],
+    ("dtype", "scale", "expected", "memory"),
+    [
+        ("f4", 1, "f4", SMALL),
+        ("f8", 1, "f8", "1GiB"),
+        ("i8", 1, "f4", "1GiB"),
+        ("i8", 2**24 - 1, "f8", SMALL),
+        ("u2", 1, "f4", SMALL),
+    ],
 )
 def test_any_file(
-    tmp_path: Path, kind: str, memory: Any, dtype: str, scale: int, expected: str
+    tmp_path: Path, kind: str, dtype: str, scale: int, expected: str, memory: Any
 ) -> None:
     if kind == "mtx" and dtype in ("f4", "u2"):
         pytest.skip("such a file knows real and integer only")
@@ -251,29 +256,31 @@ def test_to_a_bucket(tmp_path: Path, bucket: s3.Bucket) -> None:
     assert not bucket.names("other.zarr")
 
 
-KILLED = """
-import sys, time
-from dask_nmf import converting
-converting._CHUNK = 64
-flush = converting._Column.flush
-def slow(column):
-    flush(column)
-    time.sleep(0.2)
-converting._Column.flush = slow
-converting.convert(sys.argv[1], sys.argv[2])
-"""
+def _slowly(path: Path, out: Path) -> None:
+    """In a process of its own, which dies before it is done."""
+    flush = converting._Column.flush
+
+    def slow(column: Any) -> None:
+        flush(column)
+        time.sleep(0.2)
+
+    vars(converting)["_CHUNK"] = 64
+    converting._Column.flush = slow  # type: ignore[method-assign, assignment]
+    convert(path, out)
 
 
 @pytest.mark.parametrize("kind", ["mtx", "csr"])
 def test_killed_half_way_the_same_call_works(tmp_path: Path, kind: str) -> None:
     path, out = tmp_path / FILES[kind][0], tmp_path / "out.zarr"
     FILES[kind][1](path, counts())
-    process = subprocess.Popen([sys.executable, "-c", KILLED, str(path), str(out)])
+    process = CONTEXT.Process(target=_slowly, args=(path, out), daemon=True)
+    process.start()
     deadline = time.monotonic() + 60
     while len([*out.glob("data/c/*")]) < 3 and time.monotonic() < deadline:
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    process.kill()
+    process.join(10)
+    assert process.exitcode == -signal.SIGKILL
     assert "encoding-type" not in zarr.open_group(out, mode="r").attrs
     assert {entry.name for entry in tmp_path.iterdir()} == {path.name, "out.zarr"}
     convert(path, out)

@@ -76,6 +76,15 @@ def test_minerals(tmp_path: Path) -> None:
     assert picture.stat().st_size > 10_000
 
 
+def test_picture_of_the_readme(tmp_path: Path) -> None:
+    picture = tmp_path / "picture.png"
+    assert "rank 4" in _run("readme_picture", _cube(tmp_path / "c.npz"), "--picture", picture)
+    assert picture.stat().st_size > 5_000
+    shown = ROOT / "examples" / "readme_picture.png"
+    assert f"({shown.relative_to(ROOT)})" in (ROOT / "README.md").read_text()
+    assert 5_000 < shown.stat().st_size < 150_000
+
+
 def test_without_matplotlib_there_is_no_picture(tmp_path: Path) -> None:
     path = tmp_path / "topics.png"
     told = ("--ranks", 3, "--restarts", 2, "--picture", path)

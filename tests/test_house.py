@@ -18,10 +18,11 @@ PACKAGE = ROOT / "dask_nmf"
 ORDER = (
     "types errors blas terms simplex options scheduler watch limits geometry blocks retrying "
     "layout reader boxes csr draws sparse divergences solvers newton losses slabs entrywise "
-    "descent model stopping tasks stream firstpass matrix io constraints survey init plans advice "
-    "fitting planner transforming looking result fingerprint packing commits checkpoint output "
-    "rechunking sorting sources matrixmarket files converting resume sweeps visits loop "
-    "running lockstep streams driver evidence suggesting scans plots scanning cli"
+    "descent model stopping tasks stream firstpass labels annotated matrix io constraints survey "
+    "init tables plans advice fitting planner transforming looking result fingerprint packing "
+    "commits checkpoint output rechunking sorting sources matrixmarket files converting resume "
+    "sweeps visits loop running lockstep streams driver annotating evidence suggesting scans "
+    "pictures plots scanning wording estimator functional reporting doctor cli"
 )
 
 

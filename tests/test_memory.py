@@ -42,9 +42,14 @@ def group_limit(limit: int) -> Iterator[Path | None]:
 
 def check(V: str, near: float = 1.5, **run: Any) -> dict[str, Any]:
     """The run within its predicted peak, and that not far from it."""
-    found = measure(V=V, rank=20, **run)
+    found = measure(V=V, **{"rank": 20, **run})
     assert found["measured"] <= found["predicted"] <= near * found["measured"], found
     return found
+
+
+# Blocks of 2,000 rows, and three times as many as there are threads: more of them change no peak,
+# which `test_memory_is_flat_in_rows_and_in_passes` sees to.
+SHAPE = (12_000, 2_000)
 
 
 @pytest.fixture(scope="module")
@@ -66,13 +71,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_measured_is_below_predicted_and_predicted_is_near(
     folder: Path, chunks: str, codec: str, dtype: str, run: dict[str, Any]
 ) -> None:
-    V = make(folder / f"{chunks}-{codec}-{dtype}", 20_000, 2_000, dtype, codec, CHUNKS[chunks])
+    V = make(folder / f"{chunks}-{codec}-{dtype}", *SHAPE, dtype, codec, CHUNKS[chunks])
     check(V, **{"memory": "466MB", **run})
 
 
 def test_it_runs_under_a_hard_limit(folder: Path) -> None:
     """The process is killed if it takes more than the plan says."""
-    V = make(folder / "rows-lz4-float32", 20_000, 2_000, "float32", "lz4", CHUNKS["rows"])
+    V = make(folder / "rows-lz4-float32", *SHAPE, "float32", "lz4", CHUNKS["rows"])
     run: dict[str, Any] = {"memory": "366MB", "out": str(folder / "out"), "overwrite": True}
     plan = check(V, **run)
     with group_limit(plan["predicted"]) as group:
@@ -86,7 +91,7 @@ def test_it_runs_under_a_hard_limit(folder: Path) -> None:
 
 def test_memory_is_flat_in_rows_and_in_passes(folder: Path) -> None:
     peaks = {}
-    for rows, passes in ((10_000, 4), (40_000, 4), (10_000, 24)):
+    for rows, passes in ((8_000, 4), (32_000, 4), (8_000, 16)):
         V = make(folder / f"flat-{rows}", rows, 2_000, "float32", "lz4", {"chunks": (1_000, 2_000)})
         run: dict[str, Any] = {
             "memory": "316MB",
@@ -106,8 +111,8 @@ def test_a_model_of_a_sample_of_rows_is_within_the_plan(folder: Path) -> None:
 
 @pytest.mark.parametrize("more", [{}, {"perturb": 0.1}, {"held_out": 0.1}], ids=str)
 def test_many_runs_in_a_stream_are_within_their_plan(folder: Path, more: dict[str, Any]) -> None:
-    V = make(folder / "rows-lz4-float32", 20_000, 2_000, "float32", "lz4", CHUNKS["rows"])
-    check(V, near=3.0 if more else 1.5, restarts=4, passes=3, memory="2GB", **more)
+    V = make(folder / "rows-lz4-float32", *SHAPE, "float32", "lz4", CHUNKS["rows"])
+    check(V, near=3.0 if more else 1.5, restarts=3, passes=3, memory="2GB", **more)
 
 
 def test_memory_smaller_than_a_process_or_a_row() -> None:
@@ -150,12 +155,14 @@ def test_W_larger_than_memory_is_refused_unless_it_has_a_place() -> None:
 @pytest.mark.parametrize("solver", ["mu", "newton"])
 @pytest.mark.parametrize("weighed", [False, True])
 def test_other_losses_are_within_the_plan(folder: Path, solver: str, weighed: bool) -> None:
-    V = make(folder / "rows-lz4-float32", 20_000, 2_000, "float32", "lz4", CHUNKS["rows"])
+    V = make(folder / "rows-lz4-float32", *SHAPE, "float32", "lz4", CHUNKS["rows"])
     run: dict[str, Any] = {"loss": "kullback-leibler", "solver": solver, "passes": 3}
+    if solver == "newton":  # which takes long at a large rank
+        run["rank"] = 8
     if weighed:
         weights = folder / "weights"
         if not weights.exists():
-            there = np.random.default_rng(0).random((20_000, 2_000)) < 0.8
+            there = np.random.default_rng(0).random(SHAPE) < 0.8
             zarr.create_array(weights, data=there, chunks=(2_000, 2_000))
         run["weights"] = str(weights)
     found = check(V, near=1.6, memory="450MB", **run)
@@ -166,12 +173,14 @@ def test_other_losses_are_within_the_plan(folder: Path, solver: str, weighed: bo
 def test_sparse_losses_are_within_the_plan(folder: Path, solver: str) -> None:
     V = folder / "cells.zarr"
     if not V.exists():
-        cells: Any = scipy.sparse.random(100_000, 2_000, 0.05, "csr", np.float32, random_state=0)
+        cells: Any = scipy.sparse.random(60_000, 2_000, 0.05, "csr", np.float32, random_state=0)
         group = zarr.create_group(V)
         told: Any = {"encoding-type": "csr_matrix", "encoding-version": "0.1.0"}
-        group.attrs.update(told | {"shape": [100_000, 2_000]})
+        group.attrs.update(told | {"shape": [60_000, 2_000]})
         for name in ("data", "indices", "indptr"):
             group.create_array(name, data=getattr(cells, name), chunks=(2**18,))
     run: dict[str, Any] = {"loss": "kullback-leibler", "solver": solver, "passes": 3}
+    if solver == "newton":
+        run["rank"] = 8
     found = check(str(V), near=1.9, memory="550MB", **run)
     assert found["measured"] <= 550e6

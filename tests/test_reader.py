@@ -1,10 +1,12 @@
 """Our reader gives what zarr gives, for any layout, and notices what is missing or damaged."""
 
+import pickle
 import sys
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import numpy as np
 import pytest
 import zarr
@@ -53,9 +55,11 @@ def stored(store: Any, dtype: str, size: tuple[int, int], **options: Any) -> tup
     return array, values.astype(dtype)
 
 
+# Any codec with any dtype and with any chunks; what converts does not know which chunk it is of.
 @pytest.mark.parametrize("codec", CODECS)
-@pytest.mark.parametrize("dtype", ["f4", "f8", "u2", ">f4"])
-@pytest.mark.parametrize("chunks", [(5, 7), (40, 3), (3, 30), (40, 30)])
+@pytest.mark.parametrize(
+    ("dtype", "chunks"), [("f4", (5, 7)), ("f8", (40, 3)), ("u2", (3, 30)), (">f4", (40, 30))]
+)
 @pytest.mark.parametrize("where", ["file", "memory"])
 def test_any_box_of_any_layout(
     tmp_path: Path, codec: str, dtype: str, chunks: tuple[int, int], where: str
@@ -245,3 +249,15 @@ def test_a_shard_cut_short_that_zarr_reads(
     assert reader[0:10, 0:12].sum() == 120
     with pytest.raises(ValueError, match="chunk.* is damaged"):
         reader[0:20, 0:12]
+
+
+def test_it_is_sent_small_and_unpacked_once(tmp_path: Path) -> None:
+    """A scheduler sends it with each block; a worker reads the array's metadata once."""
+    array = zarr.create_array(tmp_path / "V.zarr", data=np.arange(12.0).reshape(4, 3))
+    reader = Reader(array, np.dtype("f8"))
+    sent = cloudpickle.dumps(reader)
+    found = pickle.loads(sent)
+    assert found is pickle.loads(sent)
+    assert np.array_equal(found[1:3, 0:3], array[1:3])
+    other = Reader(zarr.open_array(tmp_path / "V.zarr"), np.dtype("f4"))
+    assert pickle.loads(pickle.dumps(other)).dtype == np.float32

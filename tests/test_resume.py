@@ -20,6 +20,12 @@ def V(tmp_path: Path) -> Path:
     return tmp_path / "V.zarr"
 
 
+@pytest.fixture(scope="module")
+def undisturbed() -> dask_nmf.Result:
+    """The run of FEW on DATA that nobody kills."""
+    return dask_nmf.factorize(DATA, 5, **FEW)
+
+
 @pytest.fixture(params=["memory", "out"])
 def large_factor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Where W lies between passes."""
@@ -28,8 +34,10 @@ def large_factor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
     return str(request.param)
 
 
-@pytest.mark.parametrize("solver", ["auto", "hals", "mu"])
-@pytest.mark.parametrize("init", ["random", "nndsvda"])
+@pytest.mark.parametrize(
+    ("solver", "init"),
+    [("auto", "random"), ("auto", "nndsvda"), ("hals", "nndsvda"), ("mu", "random")],
+)
 def test_killed_and_resumed_is_the_same(
     V: Path, tmp_path: Path, scheduler: str, solver: str, init: str
 ) -> None:
@@ -113,11 +121,11 @@ def test_between_any_two_steps(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     large_factor: str,
+    undisturbed: dask_nmf.Result,
     method: str,
     number: int,
     after: bool,
 ) -> None:
-    expected = dask_nmf.factorize(V, 5, **FEW)
     fuse = Fuse(monkeypatch, method, number, after)
     with pytest.raises(Killed):
         dask_nmf.factorize(V, 5, out=tmp_path / "out.zarr", **FEW)
@@ -125,7 +133,7 @@ def test_between_any_two_steps(
     found = dask_nmf.factorize(V, 5, out=tmp_path / "out.zarr", **FEW)
     assert found.plan is not None
     assert found.plan.large_factor == large_factor
-    assert_same(found, expected)
+    assert_same(found, undisturbed)
     assert not (tmp_path / "out.zarr" / "run").exists()
 
 

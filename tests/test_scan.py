@@ -28,15 +28,18 @@ def _alone(V: Any, scan: dask_nmf.Scan, seeds: range, **options: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "told",
+    ("scheduler", "told"),
     [
-        {"solver": "auto"},
-        {"solver": "hals", "init": "nndsvda"},
-        {"solver": "mu", "alpha_W": 0.01},
-        {"loss": "kullback-leibler"},
-        {"sum_to_one": True},
+        ("synchronous", {"solver": "auto"}),
+        ("threads", {"solver": "auto"}),
+        ("cluster", {"solver": "auto"}),
+        ("cluster", {"solver": "hals", "init": "nndsvda"}),
+        ("threads", {"solver": "mu", "alpha_W": 0.01}),
+        ("cluster", {"loss": "kullback-leibler"}),
+        ("threads", {"sum_to_one": True}),
     ],
-    ids=["auto", "hals", "mu", "kl", "closed"],
+    indirect=["scheduler"],
+    ids=lambda x: x if isinstance(x, str) else "-".join(map(str, x.values())),
 )
 def test_two_ranks_and_three_restarts_are_six_runs(
     tmp_path: Path, scheduler: str, told: dict[str, Any]
@@ -54,7 +57,7 @@ def test_one_read_per_pass(tmp_path: Path, solver: str, out: bool) -> None:
     V, store = counted(tmp_path / "V.zarr", DATA, (70, 60))
     place = tmp_path / "out.zarr" if out else None
     found = dask_nmf.scan(V, (2, 3, 4), restarts=3, out=place, solver=solver, **FEW)
-    assert set(store.reads().values()) == {max(row["passes"] for row in found._rows())} == {6}
+    assert set(store.reads().values()) == {max(row["passes"] for row in found.rows())} == {6}
 
 
 def test_who_has_converged_leaves(tmp_path: Path) -> None:
@@ -82,7 +85,7 @@ def test_any_V(tmp_path: Path, kind: str) -> None:
     found = dask_nmf.scan(V, (2, 3), restarts=2, **options)
     _alone(V, found, range(2), **options)
     if kind == "weights":
-        assert all(row["held_out"] > 0 for row in found._rows())
+        assert all(row["held_out"] > 0 for row in found.rows())
 
 
 def test_killed_and_resumed_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +111,7 @@ def test_killed_and_resumed_is_the_same(tmp_path: Path, monkeypatch: pytest.Monk
     store.reset()
     again = dask_nmf.scan(V, (2, 4), out=tmp_path / "out.zarr", **call)
     assert not store.reads()
-    assert again._rows() == found._rows()
+    assert again.rows() == found.rows()
     assert sorted(os.listdir(tmp_path / "out.zarr")) == ["rank-002", "rank-004", "zarr.json"]
 
 
@@ -141,7 +144,7 @@ def test_what_it_says() -> None:
     random = np.random.default_rng(0)
     V = random.gamma(0.3, 1, (300, 3)) @ random.gamma(0.3, 1, (3, 40)) + 0.01
     found = dask_nmf.scan(V, range(2, 6), restarts=5, max_passes=30)
-    table = {row["rank"]: row for row in found._rows()}
+    table = {row["rank"]: row for row in found.rows()}
     assert table[3]["stability"] > 0.95 > table[5]["stability"]
     assert table[3]["error"] < 0.1 * table[2]["error"]
     assert found.best(4).error == table[4]["error"]
