@@ -185,6 +185,8 @@ class _Handler(BaseHTTPRequestHandler):
         upstream.request(self.command, self.path, body, dict(self.headers.items()))
         answer = upstream.getresponse()
         payload, headers = answer.read(), answer.getheaders()
+        if answer.chunked:  # and is passed on in one piece
+            headers.append(("Content-Length", str(len(payload))))
         upstream.close()
         if fault == "lost":
             return self._hang_up()
