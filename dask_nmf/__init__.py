@@ -23,6 +23,8 @@ if TYPE_CHECKING:
         RunTakenOver,
         StorageFailed,
     )
+    from dask_nmf.estimator import NMF
+    from dask_nmf.functional import non_negative_factorization
     from dask_nmf.init import NNDSVD, Random
     from dask_nmf.newton import Newton
     from dask_nmf.output import open_result
@@ -56,6 +58,7 @@ _HOME = {
     "HALS": "solvers",
     "LookAhead": "solvers",
     "MU": "solvers",
+    "NMF": "estimator",
     "NNDSVD": "init",
     "Newton": "newton",
     "Plan": "plans",
@@ -72,6 +75,7 @@ _HOME = {
     "annotate": "annotating",
     "convert": "converting",
     "factorize": "driver",
+    "non_negative_factorization": "functional",
     "open_result": "output",
     "open_scan": "scanning",
     "oracle": "oracle",
@@ -94,6 +98,7 @@ _HOME = {
 __all__ = [
     "HALS",
     "MU",
+    "NMF",
     "NNDSVD",
     "Beta",
     "ClusterLost",
@@ -115,6 +120,7 @@ __all__ = [
     "annotate",
     "convert",
     "factorize",
+    "non_negative_factorization",
     "open_result",
     "open_scan",
     "oracle",

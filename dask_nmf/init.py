@@ -16,6 +16,7 @@ from dask_nmf.types import Array, DaskArray, Once, Sums, at_once
 from dask_nmf.watch import compute, hold
 
 _STREAM_ROWS = 4096  # one random stream per so many rows
+_DRAWN_AT_ONCE = 2**23  # entries of W
 _OVERSAMPLE = 10  # directions more than asked for, which make the asked ones accurate
 _W, _H, _SKETCH, _FILL_W, _FILL_H = range(5)  # what a stream is for
 
@@ -114,6 +115,35 @@ class Random:
         W = NormalRows((m, rank), scale, seed, for_W, V.dtype)
         H = NormalRows((n, rank), scale, seed, for_H, V.dtype)
         return from_rows(W, V.chunks[0]), np.ascontiguousarray(H[:].T)
+
+
+@dataclass(frozen=True)
+class ScikitRandom(Random):
+    """The numbers that scikit-learn draws, where W is so small that it can be drawn in one piece.
+
+    Else those of `Random`: in either case a function of (seed, shape, rank).
+    """
+
+    def factors(
+        self,
+        V: DaskArray,
+        rank: int,
+        sums: Sums,
+        seed: int,
+        transposed: bool = False,
+        once: Once = at_once,
+    ) -> tuple[DaskArray, Array]:
+        """As `Start.factors`."""
+        m, n = V.shape[::-1] if transposed else V.shape
+        if m * rank > _DRAWN_AT_ONCE or seed >= 2**32:
+            return super().factors(V, rank, sums, seed, transposed, once)
+        normal = np.random.RandomState(seed).standard_normal
+        scale = np.sqrt(sums.total / (m * n) / rank)
+        H = np.abs(scale * normal((rank, n))).astype(V.dtype)
+        W = np.abs(scale * normal((m, rank))).astype(V.dtype)
+        W, H = (H.T, W.T) if transposed else (W, H)
+        chunks = (V.chunks[0], rank)
+        return da.from_array(W, chunks=chunks, name=False), np.ascontiguousarray(H)
 
 
 # --------------------------------------------------------------------------------- NNDSVD

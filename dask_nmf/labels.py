@@ -228,8 +228,8 @@ def coordinate(labels: Labels | None, name: str) -> Array | None:
     return None if found is None else np.asarray(found)
 
 
-def column_names(labels: Labels | None) -> Array | None:
-    """What the columns are called, if that is known."""
+def column_names(labels: Labels | None) -> Any:
+    """What the columns are called, an array; None if that is not known."""
     return None if labels is None else coordinate(labels, labels.column)
 
 

@@ -9,6 +9,8 @@ what they share is computed once.
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
+from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 import dask.array as da
@@ -20,6 +22,17 @@ T = TypeVar("T")
 
 class Dropped(BaseException):
     """What a call ends with when another one has failed."""
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """What all are told of one error, each as if it were the first: raising adds to a traceback."""
+
+    error: BaseException
+    traceback: TracebackType | None = None
+
+    def again(self) -> BaseException:
+        return self.error.with_traceback(self.traceback)
 
 
 class _Turn(Generic[T]):
@@ -44,8 +57,8 @@ class _Turn(Generic[T]):
         self._floor.acquire()
         try:
             with asking(self._ask, self._aside):
-                if isinstance(self._answer, BaseException):
-                    raise self._answer
+                if isinstance(self._answer, _Failure):
+                    raise self._answer.again()
                 self.result = self._call()
         except BaseException as error:
             self.error = error
@@ -61,8 +74,8 @@ class _Turn(Generic[T]):
         self._mine.acquire()
         self._floor.acquire()
         answer, self._answer = self._answer, None  # arrays, which are not to stay here
-        if isinstance(answer, BaseException):
-            raise answer
+        if isinstance(answer, _Failure):
+            raise answer.again()
         return answer
 
     def _aside(self, step: Callable[[], Any]) -> Any:
@@ -73,7 +86,7 @@ class _Turn(Generic[T]):
             self._floor.acquire()
 
     def go_on(self, answer: Any = None) -> None:
-        """With what it has asked for, or an error to raise there."""
+        """With what it has asked for, or a failure to raise there."""
         self._answer, self.asked = answer, None
         self._mine.release()
 
@@ -128,7 +141,7 @@ def _in_turns(calls: Sequence[Callable[[], T]], passing: dict[Any, Any], pool: E
     except BaseException:
         for turn in turns:
             while not turn.ended:  # also one that has not begun
-                turn.go_on(Dropped())
+                turn.go_on(_Failure(Dropped()))
                 turn.wait()
         raise
     return [turn.result for turn in turns]  # type: ignore[misc]
@@ -149,4 +162,4 @@ def _answered(asked: list[Asked]) -> list[Any]:
     try:
         return hold_all(asked)
     except Exception as error:
-        return [error] * len(asked)
+        return [_Failure(error, error.__traceback__)] * len(asked)

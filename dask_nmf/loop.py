@@ -4,7 +4,7 @@ import errno
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import accumulate
 from typing import Any, TypeVar
@@ -31,6 +31,7 @@ from dask_nmf.stopping import Status, stop
 from dask_nmf.types import AnyArray, Callback, DaskArray, FirstPass, State, Sums, at_once
 from dask_nmf.watch import compute
 
+AT_HAND = True  # a small V in memory is multiplied as it is: graphs would take 50 times as long
 _TRIES = 3  # of a pass under which workers die
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM}
@@ -94,6 +95,10 @@ def _run(
     else:
         logger.info("going on after pass %d", state.passes)
         began -= state.history[-1].seconds if state.history else 0.0
+    at_hand = AT_HAND and plan.blocks == 1 and matrix.in_memory and not (kept or matrix.shared)
+    if at_hand and not (job.scheduler.remote or matrix.partial):
+        W, V = compute(state.W, matrix.blocks(plan.grid))
+        state, matrix = replace(state, W=W), replace(matrix, block=V)
     asked, reads = False, plan.reads_per_sweep
     rounding = max(1e-13, float(np.finfo(state.H.dtype).eps))
     while (status := stop(state.history, options, asked, reads, rounding)) is Status.RUNNING:
@@ -103,7 +108,10 @@ def _run(
             state = kept.run.save(state, kept.every)
         asked = _report(state, callback)
     logger.info("%s: %s", status.name.lower(), status.value)
-    result = _result(job, state, status, resumed_from)
+    ended = state
+    if divergence and options.rule == "decrease":
+        ended = _surviving(plan, partial(visits.with_last_H, job, state, matrix, first.sums))
+    result = _result(job, ended, status, resumed_from)
     if kept is None:
         return result
     if kept.identity is not None and identity(job.matrix) != kept.identity:
@@ -113,6 +121,8 @@ def _run(
 
 
 def _result(job: Job, state: State, status: Status, resumed_from: int | None) -> Result:
+    if isinstance(state.W, np.ndarray):
+        state = replace(state, W=da.from_array(state.W, chunks=-1, name=False))
     plan, (W, H) = job.plan, _factors(state, job.plan)
     parameters = {
         "shape": list(plan.shape),

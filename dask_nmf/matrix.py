@@ -72,6 +72,8 @@ class Matrix:
         Noise on its entries, and which of them a run does not see.
     flipped : bool
         Whether the rows of the source, in the workers' memory, are V's columns.
+    block : array, optional
+        The only block there is, if it is at hand.
     labels : Labels, optional
         What V's rows and columns are.
     """
@@ -91,6 +93,7 @@ class Matrix:
     shared: "Shared | None" = None
     drawn: Drawn | None = None
     flipped: bool = False
+    block: AnyArray | None = None
     labels: Labels | None = None
 
     @property
@@ -176,6 +179,8 @@ class Matrix:
         Its keys are unique, so that it is always read again; of a shared V, in the next pass.
         """
         dtype = dtype or working_dtype(self.dtype)
+        if self.block is not None:
+            return self.block
         V = self._shared_blocks(grid, dtype)
         if self.drawn is None or not self.drawn.perturb:
             return V

@@ -2,17 +2,23 @@
 
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from dask.utils import parse_bytes
 
 from dask_nmf.terms import check_alpha
 
+Rule = Literal["kkt", "gradient", "decrease"]
+
 
 @dataclass(frozen=True)
 class Options:
-    """What `factorize` was asked for, as Python numbers; see there for what each means."""
+    """What `factorize` was asked for, as Python numbers; see there for what each means.
+
+    rule : what tol is of: the KKT residual; or, as scikit-learn has it, the gradient beside the
+    first one ("cd"), or what ten sweeps gain beside the first error ("mu"). max_sweeps : at most.
+    """
 
     rank: int
     tol: float
@@ -26,6 +32,8 @@ class Options:
     l1_ratio: float = 0.0
     perturb: float = 0.0
     held_out: float = 0.0
+    rule: Rule = "kkt"
+    max_sweeps: int | None = None
 
 
 def check_options(
@@ -42,6 +50,8 @@ def check_options(
     l1_ratio: Any,
     perturb: Any,
     held_out: Any,
+    rule: Rule = "kkt",
+    max_sweeps: int | None = None,
     start_passes: int,
 ) -> Options:
     """The options, or a ValueError or TypeError that names the one out of range."""
@@ -69,6 +79,8 @@ def check_options(
         l1_ratio=float(l1_ratio),
         perturb=float(perturb),
         held_out=float(held_out),
+        rule=rule,
+        max_sweeps=max_sweeps,
     )
 
 

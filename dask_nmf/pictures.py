@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from dask_nmf.labels import column_names
 from dask_nmf.options import check_int
 from dask_nmf.result import Result, of_squares
 from dask_nmf.types import AnyArray, Array, SweepRecord
@@ -119,7 +120,8 @@ def plot_component(
     component : int
     names : sequence of n str or n numbers, optional
         Of the columns of V. Words, or genes: bars of the `top` largest, with their names. Numbers,
-        such as wavelengths: the line is drawn over them.
+        such as wavelengths: the line is drawn over them. None: the coordinate that V had, or the
+        genes of AnnData.
     shape : (int, int), optional
         Rows and columns of the image that the columns of V are the pixels of.
     top : int
@@ -156,6 +158,8 @@ def plot_component(
     n = len(found)
     if names is not None and shape is not None:
         raise ValueError("names and shape cannot both be given: bars, or an image")
+    if names is None and shape is None:
+        names = column_names(getattr(result, "labels", None))
     if names is not None and np.shape(names) != (n,):
         raise ValueError(f"names must be {n}, one for each column of V, got {np.shape(names)}")
     top = check_int("top", top, 1)

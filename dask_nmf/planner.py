@@ -21,7 +21,7 @@ from dask_nmf.io import check_reachable, open_weighted
 from dask_nmf.losses import Frobenius, Loss, make_loss
 from dask_nmf.matrix import Matrix, Missing
 from dask_nmf.newton import AnySolver, Newton, any_solver
-from dask_nmf.options import Options, check_options
+from dask_nmf.options import Options, Rule, check_options
 from dask_nmf.plans import Plan
 from dask_nmf.scheduler import Scheduler, active_scheduler
 from dask_nmf.solvers import HALS, MU, LookAhead
@@ -215,6 +215,8 @@ def prepare(
     sum_to_one: bool = False,
     perturb: float = 0.0,
     held_out: float = 0.0,
+    rule: Rule = "kkt",
+    max_sweeps: int | None = None,
     layer: str | None = None,
     feature_dim: Any = None,
 ) -> Job:
@@ -233,6 +235,8 @@ def prepare(
         l1_ratio=l1_ratio,
         perturb=perturb,
         held_out=held_out,
+        rule=rule,
+        max_sweeps=max_sweeps,
         start_passes=start.passes,
     )
     matrix = open_weighted(V, missing, weights, layer, feature_dim)

@@ -12,12 +12,13 @@ import time
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from gzip import BadGzipFile
 from itertools import product
 from math import prod
 from typing import Any
 
+import cloudpickle
 import numpy as np
 import zarr
 from numcodecs import get_codec
@@ -53,6 +54,15 @@ class Reader:
     """Whether an absent chunk is an error; else it holds the fill value."""
 
     ndim = 2
+
+    def __reduce__(self) -> Any:
+        return _unpacked, (self._packed,)
+
+    @cached_property
+    def _packed(self) -> bytes:
+        """What it is, pickled once: a scheduler sends it with each block, in each pass."""
+        packed: bytes = cloudpickle.dumps((self.array, self.dtype, self.strict))
+        return packed
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -325,6 +335,12 @@ def _view(payload: Any, layout: Layout) -> Array:
     if values.nbytes != wanted:
         raise ValueError(f"it holds {values.nbytes:,} bytes, not {wanted:,}")
     return values.view(layout.stored).reshape(layout.inner)
+
+
+@lru_cache(maxsize=16)
+def _unpacked(packed: bytes) -> Reader:
+    """The one of this process: to read the array's metadata again takes longer than a task."""
+    return Reader(*cloudpickle.loads(packed))
 
 
 def _over(span: Span, size: int) -> range:

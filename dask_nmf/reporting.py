@@ -12,6 +12,7 @@ import dask
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from dask_nmf.labels import column_names
 from dask_nmf.pictures import (
     check_shape,
     largest,
@@ -203,10 +204,12 @@ def _components(result: Result, told: Told) -> list[Section]:
     W_total, H_total = dask.compute(result.W.sum(axis=0, dtype=float), result.H.sum(axis=1))
     shares = W_total * H_total / (W_total @ H_total or 1)
     order = [int(j) for j in np.argsort(-shares, kind="stable")]
-    rows = []
+    called, rows = told.names, []
+    if called is None and told.column_shape is None:
+        called = column_names(result.labels)
     for j in order:
         columns = largest(np.asarray(result.H[j]), 10)
-        names = [str(i if told.names is None else told.names[i]) for i in columns]
+        names = [str(i if called is None else called[i]) for i in columns]
         rows.append(
             {"component": j, "share": f"{shares[j]:.1%}", "largest columns": ", ".join(names)}
         )
@@ -214,7 +217,7 @@ def _components(result: Result, told: Told) -> list[Section]:
     notes = ["Share: of the sum of W H. They are drawn in that order."]
     if len(shown) < len(order):
         notes.append(f"The first {len(shown)} of {len(order)} are drawn.")
-    drawn_as: dict[str, Any] = {"names": told.names, "shape": told.column_shape}
+    drawn_as: dict[str, Any] = {"names": called, "shape": told.column_shape}
     H = [_picture(f"{shares[j]:.1%} of W H", plot_component, result, j, **drawn_as) for j in shown]
     parts = [Section("Components", notes, [as_html(rows)], H)]
     maps = []

@@ -17,7 +17,8 @@ from dask_nmf.types import Sums
 BUDGET = (Status.MAX_PASSES, Status.MAX_SECONDS, Status.CALLBACK)
 """Ends after which a call with a larger budget goes on: the run is kept beside its results."""
 
-_STOPPING = ("tol", "max_passes", "max_seconds")
+_TOLD = ("tol", "max_passes", "max_seconds")
+_STOPPING = (*_TOLD, "rule", "max_sweeps")
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def _finished(
             group = output.writable(remote=False, needs=0).group
             forget(group.store_path / "run", last.run, last.number)
     wanted = {name: getattr(job.options, name) for name in _STOPPING}
-    asked = all(result.parameters[name] == wanted[name] for name in _STOPPING)
+    asked = all(result.parameters.get(name) == wanted[name] for name in _STOPPING)
     if asked:
         return Found(result, last, False, record, now)
     status = stop(result.history, job.options, reads=job.plan.reads_per_sweep)
@@ -97,7 +98,7 @@ def _finished(
 
 
 def _told(options: dict[str, Any]) -> str:
-    return ", ".join(f"{name}={options[name]}" for name in _STOPPING)
+    return ", ".join(f"{name}={options[name]}" for name in _TOLD)
 
 
 # ------------------------------------------------------------------------------ is V the same

@@ -48,14 +48,28 @@ def run(
     job = prepare(V, rank, out=out, **options)
     if isinstance(job.start, NNDSVD) and job.start.fill is None and isinstance(job.solver, MU):
         warnings.warn(_MU_AND_ZEROS, UserWarning, stacklevel=3)
+    result = carried_out(job, out, overwrite, checkpoint_every, callback, began)
+    # Last, so that a caller who turns warnings into errors loses nothing.
+    warn_of_budget(result, 4)
+    return result
+
+
+def carried_out(
+    job: Job,
+    out: Any = None,
+    overwrite: bool = False,
+    checkpoint_every: int | None = None,
+    callback: Callback | None = None,
+    began: float | None = None,
+) -> Result:
+    """The result at `out`, if it is there; else that of the run, which may go on from there."""
+    began = time.perf_counter() if began is None else began
     kept, result = None, None
     with one_blas_thread:  # the driver's own small products too
         if out is not None:
             job, kept, result = _begun(job, out, overwrite, checkpoint_every)
         if result is None:
             result = run_job(job, callback, began, kept)
-    # Last, so that a caller who turns warnings into errors loses nothing.
-    warn_of_budget(result, 4)
     return result
 
 

@@ -39,19 +39,37 @@ def stop(
     if not history:
         return Status.RUNNING
     last = history[-1]
-    if last.error == 0:
+    if options.rule != "kkt":
+        if options.tol > 0 and _as_scikit_learn(history, options):
+            return Status.CONVERGED
+    elif last.error == 0:
         return Status.EXACT
-    if last.kkt < options.tol:
+    elif last.kkt < options.tol:
         return Status.CONVERGED
-    if options.tol > 0 and len(history) > 2 and _still(history[-3:], rounding):
+    may_stall = options.tol > 0 and options.rule != "decrease"  # which ten sweeps decide
+    if may_stall and len(history) > 2 and _still(history[-3:], rounding):
         return Status.STALLED
     if asked:
         return Status.CALLBACK
-    if last.passes + reads > options.max_passes:
+    if last.passes + reads > options.max_passes or len(history) == options.max_sweeps:
         return Status.MAX_PASSES
     if options.max_seconds is not None and last.seconds >= options.max_seconds:
         return Status.MAX_SECONDS
     return Status.RUNNING
+
+
+def _as_scikit_learn(history: Sequence[SweepRecord], options: Options) -> bool:
+    """scikit-learn's rules, for those who know their tol; free of V's scale as ours.
+
+    "cd": the projected gradient (here: in H, by component) beside the first one. "mu": every ten
+    sweeps, what they gained beside the first error (scikit-learn's is the start's).
+    """
+    first, last, sweeps = history[0], history[-1], len(history)
+    if options.rule == "gradient":
+        found = last.kkt * last.error <= options.tol * first.kkt * first.error
+        return sweeps > 1 and found
+    before = history[max(0, sweeps - 11)]
+    return sweeps % 10 == 0 and before.error - last.error <= options.tol * first.error
 
 
 def _still(last: Sequence[SweepRecord], rounding: float) -> bool:

@@ -48,14 +48,14 @@ def matmul(A: AnyArray, B: AnyArray) -> AnyArray:
 
     Parameters
     ----------
-    A, B : (i, j) and (j, k) numpy or dask arrays, any chunks
+    A, B : (i, j) and (j, k) numpy or dask arrays, any chunks; or B sparse
 
     Returns
     -------
     (i, k) array; a dask array if A or B is one, lazy
     """
     if not (isinstance(A, da.Array) or isinstance(B, da.Array)):
-        return A @ B
+        return product(A, B)
     dtype = np.result_type(A.dtype, B.dtype)
     if isinstance(B, np.ndarray) and A.numblocks[1] == 1:
         size = {"k": B.shape[1]}
@@ -78,6 +78,8 @@ def gram(F: AnyArray) -> AnyArray:
 
 def total(F: DaskArray) -> DaskArray:
     """The sums of F's columns in float64, (k,)."""
+    if not isinstance(F, da.Array):
+        return partial_sum(F)[0]
     return sum_blocks(blockwise(partial_sum, "ik", F, "ik", adjust_chunks={"i": 1}))
 
 
@@ -160,7 +162,8 @@ def sweep(
     Parameters
     ----------
     V : (m, n) dask array
-        Row blocks; or tiles, where rows are too long for the memory.
+        Row blocks; or tiles, where rows are too long for the memory. Where V is at hand in one
+        piece it is that, and W a numpy array, too: no graph is made then.
     W : (m, k) dask array, the same row blocks
     H : (k, n) array
     again : (m, n) dask array, optional
@@ -218,6 +221,8 @@ def done(W: DaskArray, target: Any, *sums: DaskArray) -> tuple[DaskArray, tuple[
     A small W comes here from a cluster: held there, it would tie all passes before it to itself,
     which the scheduler would remember, and make again when a worker is lost.
     """
+    if isinstance(W, np.ndarray):  # V is at hand, in one piece
+        return W, tuple(np.asarray(x, dtype=np.float64) for x in sums)
     if target is None:
         W, found = hold(W, *sums)
         if active_client() is not None and W.nbytes <= _SMALL:
@@ -296,6 +301,8 @@ def _improve(
 
 def _residual_products(V: DaskArray, W: DaskArray, H: Array) -> DaskArray:
     """The sum over blocks of `partial_residual`: (k + 1, n)."""
+    if not isinstance(V, da.Array):
+        return partial_residual(V, W, H)[0]
     size = {"i": 1, "k": len(H) + 1}
     H_args = (
         (whole(H), None) if V.numblocks[1] == 1 else (constant(H).rechunk((-1, V.chunks[1])), "kn")

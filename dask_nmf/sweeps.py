@@ -170,6 +170,8 @@ def _moved(state: State, sketch: Sketch, W: Array, H: Array) -> State:
     state = replace(state, H=H.astype(state.H.dtype))
     if sketch.rows is not None:
         return state
+    if isinstance(state.W, np.ndarray):
+        return replace(state, W=W.astype(state.W.dtype))
     return replace(
         state, W=da.from_array(W.astype(state.W.dtype), chunks=state.W.chunks, name=False)
     )

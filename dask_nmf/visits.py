@@ -48,7 +48,7 @@ from dask_nmf.types import (
     SweepRecord,
     Trust,
 )
-from dask_nmf.watch import aside
+from dask_nmf.watch import aside, compute
 
 _STEPS_ON_SAMPLE, _LEAST_GAIN = 30, 1e-3  # of the loss: a step that gains less ends them
 _FLOOR = 1e-2  # of H's mean: an entry may be of a column that the sample does not have
@@ -167,6 +167,24 @@ def next_sweep(
     )
 
 
+def with_last_H(job: Job, state: State, matrix: Matrix, sums: Sums) -> State:
+    """H made from the last pass, too: as many half-steps of H as of W; one pass more for the loss.
+
+    So scikit-learn counts, whose iterations end with H.
+    """
+    assert state.next is not None
+    H, problem = state.next.safe, _problem(job, sums)
+    _, found = visit(*matrix.observed(job.plan.grid), state.W, H, problem, improve=False)
+    of_H = problem.terms.H.value(float(H.sum()), float(np.vdot(H, H)))
+    last = replace(
+        state.history[-1],
+        passes=state.passes + 1,
+        error=relative_loss(found.loss, sums, problem.loss),
+        objective=found.loss + found.penalty + of_H,
+    )
+    return replace(state, H=H, history=(*state.history[:-1], last))
+
+
 def _proposed(now: Next, H: Array, found: Visited, problem: Problem) -> Next:
     """Where the next pass is made, after one at H that was a gain."""
     F, term, at = H.T.astype(np.float64), problem.terms.H, found.at
@@ -185,7 +203,13 @@ def _proposed(now: Next, H: Array, found: Visited, problem: Problem) -> Next:
 
 
 def visit(
-    V: DaskArray, M: DaskArray | None, W: DaskArray, H: Array, problem: Problem, target: Any = None
+    V: DaskArray,
+    M: DaskArray | None,
+    W: DaskArray,
+    H: Array,
+    problem: Problem,
+    target: Any = None,
+    improve: bool = True,
 ) -> tuple[DaskArray, Visited]:
     """One pass: the new W, row block by row block, and the derivatives in H there.
 
@@ -197,23 +221,29 @@ def visit(
     H : (k, n) array
     target : Writer, optional
         Where the new W is written; None keeps it in the workers' memory.
+    improve : bool
+        Whether W is to be a new one.
 
     Notes
     -----
     Cost: one read of V. Per block 3 tasks and a share of a tree.
     """
     k = len(H)
+    if isinstance(W, np.ndarray):  # V is at hand, in one piece
+        W = _improve_block(W, H, problem, V) if improve else W
+        return W, visited(_sums_block(W, H, problem, V)[0], k, problem)
     data, H_all = (V, *_some(M)), whole(H)
     pairs = [x for X in data for x in (X, "ik")]
-    W = blockwise(
-        _improve_block,
-        "ik",
-        *(W, "ik", H_all, None, problem, None),
-        *pairs,
-        dtype=factor_dtype(W),
-        align_arrays=False,
-        adjust_chunks={"k": k},
-    )
+    if improve:
+        W = blockwise(
+            _improve_block,
+            "ik",
+            *(W, "ik", H_all, None, problem, None),
+            *pairs,
+            dtype=factor_dtype(W),
+            align_arrays=False,
+            adjust_chunks={"k": k},
+        )
     if target is not None:
         W = W.map_blocks(write_rows, target, dtype=W.dtype, meta=W._meta, token="nmf-write")
     pairs = [x for X in data for x in (X, "in")]
@@ -224,6 +254,8 @@ def visit(
         *pairs,
         adjust_chunks={"i": 1, "k": sum_rows(k, problem)},
     )
+    if not improve:
+        return W, visited(compute(sum_blocks(sums))[0], k, problem)
     W, (found,) = done(W, target, sum_blocks(sums))
     return W, visited(found, k, problem)
 

@@ -22,7 +22,7 @@ ORDER = (
     "init tables plans advice fitting planner transforming looking result fingerprint packing "
     "commits checkpoint output rechunking sorting sources matrixmarket files converting resume "
     "sweeps visits loop running lockstep streams driver annotating evidence suggesting scans "
-    "pictures plots scanning reporting doctor cli"
+    "pictures plots scanning wording estimator functional reporting doctor cli"
 )
 
 

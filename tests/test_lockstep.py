@@ -2,6 +2,7 @@
 
 import threading
 import time
+import traceback
 from functools import partial
 from typing import Any
 
@@ -9,7 +10,7 @@ import dask.array as da
 import pytest
 
 from dask_nmf.lockstep import in_lockstep
-from dask_nmf.watch import Asked, aside, hold_all
+from dask_nmf.watch import Asked, aside, compute, hold_all
 from tests.conftest import low_rank
 
 DATA = low_rank(700, 60, 5, noise=0.5)
@@ -69,3 +70,17 @@ def test_one_at_work_besides() -> None:
 
     in_lockstep([call] * 4, {}, 4)
     assert most == 1
+
+
+def test_an_error_is_told_to_each_as_if_to_it_alone() -> None:
+    """Of 20 runs the traceback had gone through all of them, one below the other."""
+
+    def fail(block: Any) -> Any:
+        raise ValueError("a bad chunk")
+
+    V = da.from_array(low_rank(20, 6, 2), chunks=(10, 6)).map_blocks(fail, dtype=float, meta=0)
+    with pytest.raises(ValueError, match="a bad chunk") as failed:
+        in_lockstep([partial(compute, V.sum())] * 20, {"V": V})
+    frames = [frame.name for frame in traceback.extract_tb(failed.value.__traceback__)]
+    assert frames.count("_ask") == 1
+    assert frames[-1] == "fail"

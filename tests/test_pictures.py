@@ -227,3 +227,12 @@ def test_a_consensus_has_maps_too() -> None:
     ax: Any = dask_nmf.plot_map(agreed, 0, (3, 4), ax=_axes())
     (image,) = ax.get_images()
     assert np.array_equal(image.get_array(), agreed.W[:, 0].compute().reshape(3, 4))
+
+
+def test_columns_are_called_what_V_called_them() -> None:
+    xarray = pytest.importorskip("xarray")
+    coords = {"word": ["sea", "sun", "sky"]}
+    V = xarray.DataArray(np.outer([1.0, 2], [4.0, 0, 5]), dims=("text", "word"), coords=coords)
+    result = dask_nmf.factorize(V, 1, feature_dim="word", **FEW)
+    ax = dask_nmf.plot_component(result, 0)
+    assert [label.get_text() for label in ax.get_yticklabels()][:2] == ["sky", "sea"]

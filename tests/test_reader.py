@@ -1,10 +1,12 @@
 """Our reader gives what zarr gives, for any layout, and notices what is missing or damaged."""
 
+import pickle
 import sys
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import numpy as np
 import pytest
 import zarr
@@ -247,3 +249,15 @@ def test_a_shard_cut_short_that_zarr_reads(
     assert reader[0:10, 0:12].sum() == 120
     with pytest.raises(ValueError, match="chunk.* is damaged"):
         reader[0:20, 0:12]
+
+
+def test_it_is_sent_small_and_unpacked_once(tmp_path: Path) -> None:
+    """A scheduler sends it with each block; a worker reads the array's metadata once."""
+    array = zarr.create_array(tmp_path / "V.zarr", data=np.arange(12.0).reshape(4, 3))
+    reader = Reader(array, np.dtype("f8"))
+    sent = cloudpickle.dumps(reader)
+    found = pickle.loads(sent)
+    assert found is pickle.loads(sent)
+    assert np.array_equal(found[1:3, 0:3], array[1:3])
+    other = Reader(zarr.open_array(tmp_path / "V.zarr"), np.dtype("f4"))
+    assert pickle.loads(pickle.dumps(other)).dtype == np.float32

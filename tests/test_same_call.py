@@ -220,7 +220,8 @@ def test_a_newer_format_is_refused(V: Path, tmp_path: Path) -> None:
 
 
 def test_what_ends_a_run_is_not_what_it_is() -> None:
-    assert {"tol", "max_passes", "max_seconds"} == set(resume._STOPPING)
+    ends = {"tol", "max_passes", "max_seconds", "rule", "max_sweeps"}
+    assert ends == set(resume._STOPPING)
 
 
 def test_no_warning_is_lost(V: Path, tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ sweep, and what it adds to their memory.
 """
 
 import argparse
-import asyncio
 import tempfile
 import time
 import warnings
@@ -24,40 +23,17 @@ from typing import Any
 
 import dask
 import numpy as np
-import zarr
 from distributed import Client
-from zarr.storage import LocalStore, WrapperStore
 
 from dask_nmf import MU, SweepRecord, factorize, fitting
 from dask_nmf.blocks import Grid
 from dask_nmf.io import open_matrix
 from dask_nmf.types import ConvergenceWarning
 from tests.benchmarks.common import table
+from tests.benchmarks.simulated import simulated
 from tests.processes import CONTEXT, schedule, work
 
 READ_SECONDS, BLOCKS = 0.1, 96
-
-
-class Slow(WrapperStore[LocalStore]):
-    """A store in which every chunk is the same one, and takes so many seconds."""
-
-    def __init__(self, store: LocalStore, seconds: float) -> None:
-        super().__init__(store)
-        self._seconds = seconds
-
-    async def get(self, key: str, *args: Any, **kwargs: Any) -> Any:
-        if key.startswith("c/"):
-            key = "c/0/0"
-            await asyncio.sleep(self._seconds)
-        return await super().get(key, *args, **kwargs)
-
-
-def simulated(blocks: int, rows: int, columns: int, seconds: float) -> zarr.Array[Any]:
-    folder = tempfile.mkdtemp()
-    shape, chunks = (blocks * rows, columns), (rows, columns)
-    V = zarr.create_array(folder, shape=shape, chunks=chunks, dtype="f4", compressors=None)
-    V[:rows] = np.random.default_rng(0).random((rows, columns))
-    return zarr.open_array(Slow(LocalStore(folder, read_only=True), seconds), mode="r")
 
 
 @contextmanager

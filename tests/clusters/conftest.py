@@ -59,11 +59,13 @@ class Run:
     def __init__(self, folder: Path, V: Path) -> None:
         self.folder, self.V, self.out = folder, V, folder / "out.zarr"
         self.log, self._reads = folder / "log", folder / "reads"
+        preloaded = repr([str(HERE / "preloaded.py")])
         self.environment = os.environ | {
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "PYTHONPATH": str(HERE.parents[1]),
             "READS": str(self._reads),
-            "DASK_DISTRIBUTED__WORKER__PRELOAD": repr([str(HERE / "slow.py")]),
+            "DASK_DISTRIBUTED__WORKER__PRELOAD": preloaded,
+            "DASK_DISTRIBUTED__CLIENT__PRELOAD": preloaded,
             "DASK_DISTRIBUTED__DEPLOY__LOST_WORKER_TIMEOUT": "2s",
         }
         self._started: list[subprocess.Popen[bytes]] = []
@@ -85,13 +87,30 @@ class Run:
     def said(self) -> str:
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
+    def another(self, name: str) -> "Run":
+        """In a folder of its own, with the same environment as it is now."""
+        folder = self.folder / name
+        folder.mkdir()
+        run = Run(folder, self.V)
+        run.environment, run._started = dict(self.environment), self._started
+        return run
+
+    def registered(self, workers: int) -> None:
+        """Wait until so many have."""
+
+        def all_there() -> bool:
+            assert all(process.poll() is None for process in self._started), self.said()
+            return self.said().count("Registered to") >= workers
+
+        wait_until(all_there, 90, f"{workers} workers")
+
     def reads(self) -> int:
         """How many blocks of V have been asked for."""
         return len(self._reads.read_text().split()) if self._reads.exists() else 0
 
     def in_pass(self, number: float) -> None:
         """Wait until so many passes have been made."""
-        wait_until(lambda: self.reads() >= number * BLOCKS, 60, f"pass {number}")
+        wait_until(lambda: self.reads() >= number * BLOCKS, 120, f"pass {number}")
 
     def digest(self) -> str:
         """Of what lies in out."""

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from tests.clusters import slurm
-from tests.clusters.conftest import BLOCKS, FIT, HERE, PASSES, RECIPES, Run, needed
+from tests.clusters.conftest import BLOCKS, FIT, PASSES, RECIPES, Run, needed
 from tests.processes import wait_until
 
 WORKERS = ["--jobs", 2, "--memory", "1GiB", "--time", "10", "--interface", "lo"]
-RECIPE = [sys.executable, HERE / "run.py", RECIPES / "slurm" / "fit.py", *WORKERS]
+RECIPE = [sys.executable, RECIPES / "slurm" / "fit.py", *WORKERS]
 
 
 @pytest.fixture(scope="module")
