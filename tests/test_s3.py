@@ -183,6 +183,7 @@ def test_passwords_in_urls_are_stored_nowhere(
             told.append(str(refused.value))
         server.shutdown()
     written |= {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    assert result.plan is not None
     assert result.plan.V.removeprefix("http://127.0.0.1:") == address
     assert keys
     texts = [caplog.text, repr(result), str(result.plan), str(result.summary()), str(keys), *told]

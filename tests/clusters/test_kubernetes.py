@@ -176,8 +176,8 @@ def test_what_the_image_holds_can_be_installed(tmp_path: Path) -> None:
                 shutil.copy(ROOT / source, place)
     (what,) = re.findall(r'pip install --no-cache-dir "/src(\[\w+\])"', text)
     assert what == "[s3]"
-    install = ["-m", "pip", "install", "-q", "--no-deps", "--target", tmp_path / "site"]
-    subprocess.run([sys.executable, *install, tmp_path / "src"], check=True)
+    install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target"]
+    subprocess.run([*install, str(tmp_path / "site"), str(tmp_path / "src")], check=True)
     show = "import dask_nmf; print(dask_nmf.__file__)"
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
     command = [sys.executable, "-c", show]
