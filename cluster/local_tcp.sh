@@ -26,6 +26,7 @@ trap 'exit 143' TERM
 # What the scheduler is told, it alone reads: to set this in the client has no effect.
 export DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES=100
 export DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL=60s
+export DASK_DISTRIBUTED__SCHEDULER__NO_WORKERS_TIMEOUT=10m
 export DASK_DISTRIBUTED__COMM__RETRY__COUNT=3
 
 file=$folder/scheduler.json

@@ -3,6 +3,7 @@
 # What the scheduler is told, it alone reads: to set this in the client has no effect.
 export DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES=100
 export DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL=60s
+export DASK_DISTRIBUTED__SCHEDULER__NO_WORKERS_TIMEOUT=10m
 export DASK_DISTRIBUTED__COMM__RETRY__COUNT=3
 
 # TLS=folder: one key and certificate for all of them (README.md); who has not got them is refused.

@@ -23,7 +23,9 @@ CONFIG = {
     "distributed.scheduler.allowed-failures": 100,
     "distributed.scheduler.worker-ttl": "60s",
     "distributed.comm.retry.count": 3,
-    "dask_nmf.patience": 3600,  # seconds without a worker: as long as jobs may be queued
+    # How long a run goes without a worker: as long as jobs may be queued.
+    "distributed.scheduler.no-workers-timeout": "1h",
+    "dask_nmf.patience": 3600,
 }
 
 

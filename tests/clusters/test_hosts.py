@@ -51,14 +51,14 @@ def test_a_host_that_is_cut_off(run: Run, tls: Path, expected: str) -> None:
     """In mid-pass: the others do its part, and what it was at changes nothing."""
     needed("ip")
     run.environment["DASK_DISTRIBUTED__COMM__TIMEOUTS__TCP"] = "12s"  # 30 by default
-    with hosts(4) as (first, *others):
+    with hosts(3) as (first, *others):
         address = f"tls://{first.address}:8786"
         run.start(*first.inside, HOSTS / "scheduler.sh", "--host", first.address)
         workers = [
             run.start(*host.inside, HOSTS / "worker.sh", address, *WORKER, "--host", host.address)
             for host in others
         ]
-        run.registered(3)
+        run.registered(2)
         driver = run.start(*first.inside, HOSTS / "fit.sh", address, run.V, run.out, *FIT)
         run.in_pass(2.5)
         others[-1].cut_off()
@@ -66,7 +66,7 @@ def test_a_host_that_is_cut_off(run: Run, tls: Path, expected: str) -> None:
         assert run.digest() == expected
         assert PASSES * BLOCKS <= run.reads() <= (PASSES + 2) * BLOCKS
         assert workers[-1].wait(60) is not None  # alone, it goes
-        assert [worker.poll() for worker in workers[:-1]] == [None, None]
+        assert workers[0].poll() is None
     assert leaked(tls, run.folder) == [tls / "key.pem"]
 
 
@@ -80,7 +80,6 @@ def test_nobody_else_may_take_part(run: Run, tls: Path, expected: str) -> None:
     foreign = certified(run.folder / "foreign")
     refused = [
         (foreign, encrypted, "TLS certificate does not match"),
-        ("", encrypted, "TLS expects a `ssl_context`"),
         ("", plain, "Connection reset by peer"),
         (tls, plain, "encryption required by Dask configuration"),
     ]

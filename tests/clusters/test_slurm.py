@@ -35,12 +35,21 @@ def jobs(ask: Any, state: str = "RUNNING") -> set[str]:
     return set(ask("squeue", "-h", "-n", "dask-worker", "-t", state, "-o", "%A").split())
 
 
+def keys(folder: Path) -> list[Path]:
+    """Files with a private key in them."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return [path for path in files if b"PRIVATE KEY" in path.read_bytes()]
+
+
 def test_cancelled_workers(run: Run, ask: Any, expected: str) -> None:
     """One, and the others do its part; then all, and the run waits until others have come."""
     driver = run.start(*RECIPE, run.V, run.out, *FIT)
     run.in_pass(1.5)
     first = jobs(ask)
     assert len(first) == 2
+    lying = keys(run.folder)  # of this run, where none but their owner can read them
+    assert [path.parent.name for path in lying] == ["dask-nmf-logs"]
+    assert not lying[0].parent.stat().st_mode & 0o077
     ask("scancel", min(first))
     run.in_pass(2.5)
     for job in jobs(ask):
@@ -51,7 +60,7 @@ def test_cancelled_workers(run: Run, ask: Any, expected: str) -> None:
     assert run.digest() == expected
     assert PASSES * BLOCKS <= run.reads() <= (PASSES + 2) * BLOCKS
     wait_until(lambda: not ask("squeue", "-h"), 20, "the end of all jobs")
-    assert not list((run.folder / "dask-nmf-logs").glob(".*")), "keys are left"
+    assert not keys(run.folder)
 
 
 def test_preempted_workers(run: Run, ask: Any, expected: str) -> None:
