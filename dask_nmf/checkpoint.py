@@ -18,6 +18,7 @@ import os
 import socket
 import time
 import uuid
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
@@ -39,6 +40,11 @@ from dask_nmf.watch import compute
 
 FORMAT = 1
 _COMMITS_KEPT = 2
+_REPLACES = (
+    "out: the store of {} replaces what it is asked to create: of two calls at work there at once, "
+    "both could think that it is theirs. Make sure that there is only one, or take a store with "
+    "conditional writes (a disk, S3, GCS, Azure, Ceph)"
+)
 _COST = 0.05  # of a run's time that commits may take, where the caller does not say how many
 
 T = TypeVar("T")
@@ -113,8 +119,12 @@ class Run:
         driver = f"process {os.getpid()} on {socket.gethostname()}, {time.strftime('%F %T %Z')}"
         self._claim = Claim(number, uuid.uuid4().hex, run, record, driver)
         content = {"format": FORMAT, **{f.name: getattr(self._claim, f.name) for f in _CLAIMED}}
-        if not create(self._root.store_path / f"epoch-{number:06d}", content):
+        place = self._root.store_path / f"epoch-{number:06d}"
+        if not create(place, content):
             raise RunTakenOver(self._taken())
+        if create(place, content | {"nonce": uuid.uuid4().hex}):  # which is refused elsewhere
+            create(place, content)
+            warnings.warn(_REPLACES.format(group.store_path), UserWarning, stacklevel=2)
         self._group = open_group(self._root, run)
         self._commits: dict[int, set[str]] = {}
         self._known = {name for name in _names(self._group.store_path) if "-" in name}

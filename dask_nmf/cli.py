@@ -198,7 +198,16 @@ def _scheduler(address: str | None) -> Iterator[None]:
     elif "://" in address:
         from distributed import Client  # takes a second: only when asked for
 
-        with Client(address, timeout=30):
+        try:
+            client = Client(address, timeout=30)
+        except Exception as error:  # of many types, as distributed's connections may fail
+            raise RuntimeError(
+                f"--scheduler: no connection to a scheduler at {address}: "
+                f"{type(error).__name__}: {error}. Is it at work there? Where it wants TLS, the "
+                "address is tls://..., and dask's configuration names certificate and key "
+                "(distributed.comm.tls)"
+            ) from error
+        with client:
             yield
     elif address in ("threads", "synchronous"):
         with dask.config.set(scheduler=address):

@@ -271,7 +271,7 @@ def _writable(client: Any, out: Any) -> Iterator[Finding]:
         yield Finding(
             WRONG,
             f"out at {out} replaces what it is asked to create",
-            "take a store with conditional writes (a disk, S3, GCS, Azure; Ceph from version 19): "
+            "take a store with conditional writes (a disk, S3, GCS, Azure, Ceph): "
             "else two calls at one out could both think that it is theirs",
         )
     elif not failed:

@@ -15,7 +15,7 @@ from dask_nmf.annotated import is_store, open_anndata, open_store
 from dask_nmf.csr import CSR
 from dask_nmf.labels import Labels, fold, fold_weights, of_library, open_variable
 from dask_nmf.matrix import Matrix, Missing
-from dask_nmf.retrying import insist
+from dask_nmf.retrying import insist, without_passwords
 from dask_nmf.sparse import (
     ASSUMED_DENSITY,
     as_told,
@@ -161,25 +161,27 @@ _OTHER_FILES = (
 
 
 def _open_path(path: str, name: str = "V") -> zarr.Array[Any] | zarr.Group:
+    told_path = without_passwords(path)
     try:
         found = insist(lambda: zarr.open(path, mode="r"), f"{name}: opening {path!r}")
     except FileNotFoundError:
-        there = f", but a {'folder' if os.path.isdir(path) else 'file'}: {_OTHER_FILES}"
-        raise FileNotFoundError(
-            f"{name}: there is no zarr array at {path!r}" + (there if os.path.exists(path) else "")
-        ) from None
+        there = ""
+        if os.path.exists(path):
+            there = f", but a {'folder' if os.path.isdir(path) else 'file'}: {_OTHER_FILES}"
+        raise FileNotFoundError(f"{name}: there is no zarr array at {told_path!r}{there}") from None
     except (ImportError, ValueError, LookupError, TypeError, AttributeError) as error:
         told = str(error) if isinstance(error, (ImportError, ValueError)) else repr(error)
-        raise ValueError(f"{name}: cannot open {path!r}: {told}") from error
+        told = without_passwords(told)
+        raise ValueError(f"{name}: cannot open {told_path!r}: {told}") from error
     if isinstance(found, zarr.Group) and not (as_told(found) or is_store(found)):
         with warnings.catch_warnings():  # about whatever else lies there
             warnings.filterwarnings("ignore", "Object at ", category=UserWarning)
             groups = (name for name, group in found.groups() if as_told(group))
             names = sorted([*found.array_keys(), *groups])
         raise ValueError(
-            f"{name}: {path!r} is a zarr group, neither an array nor a sparse matrix (by its "
+            f"{name}: {told_path!r} is a zarr group, neither an array nor a sparse matrix (by its "
             "attribute 'encoding-type'); name one of those in it: "
-            + (", ".join(f"{path.rstrip('/')}/{name}" for name in names) or "it has none")
+            + (", ".join(f"{told_path.rstrip('/')}/{name}" for name in names) or "it has none")
         )
     return found
 
@@ -235,7 +237,7 @@ def _from_csr(source: CSR, uri: str, nan: bool) -> Matrix:
 
 def check_apart(out: str, V_uri: str) -> str:
     """The URI of `out`; refuses one inside V, or around it."""
-    uri = out if "://" in out else f"file://{out}"
+    uri = without_passwords(out) if "://" in out else f"file://{out}"
     real, V_real = _without_links(uri), _without_links(V_uri)
     if any(f"{a}/".startswith(f"{b}/") for a, b in ((real, V_real), (V_real, real))):
         raise ValueError(f"out must lie apart from V, got {uri} for V in {V_uri}")
@@ -243,14 +245,15 @@ def check_apart(out: str, V_uri: str) -> str:
 
 
 def uri_of(place: StorePath) -> str:
-    """Where that is, as one would write it to open it, if there is such a way."""
+    """Where that is, as one would write it to open it, if there is such a way; no passwords."""
     store = place.store
     while isinstance(store, WrapperStore):
         store = store._store
     if not isinstance(store, FsspecStore):
         return str(place)
     protocol = store.fs.protocol if isinstance(store.fs.protocol, str) else store.fs.protocol[0]
-    return f"{protocol}://{store.path}/{place.path}".rstrip("/")
+    path = store.path if "://" in store.path else f"{protocol}://{store.path}"  # HTTP's has it
+    return without_passwords(f"{path}/{place.path}".rstrip("/"))
 
 
 def _without_links(uri: str) -> str:

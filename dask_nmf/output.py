@@ -23,7 +23,7 @@ from dask_nmf.packing import from_columns, to_columns
 from dask_nmf.plans import Plan
 from dask_nmf.reader import Reader
 from dask_nmf.result import Result
-from dask_nmf.retrying import insist
+from dask_nmf.retrying import insist, without_passwords
 from dask_nmf.stopping import Status
 from dask_nmf.types import SweepRecord
 
@@ -70,7 +70,8 @@ class Output:
             check_reachable("out", group.store, remote)
             _check_writable(group)
         except OSError as error:
-            raise type(error)(f"out: cannot write to {self.where}: {error}") from error
+            told = without_passwords(f"out: cannot write to {self.where}: {error}")
+            raise type(error)(told) from error
         return replace(self, group=group)
 
     def write(self, result: Result) -> Result:

@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import re
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -37,6 +38,11 @@ _FINAL_CODES = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACC
 logger = logging.getLogger("dask_nmf")
 
 
+def without_passwords(text: object) -> str:
+    """Where URLs in it hold user and password, they are left out."""
+    return re.sub(r"(?<=://)[^/@\s]*:[^/@\s]*@", "", str(text))
+
+
 def insist(call: Callable[[], T], what: object) -> T:
     """What `call` returns; called again a few times where its error may pass.
 
@@ -47,7 +53,7 @@ def insist(call: Callable[[], T], what: object) -> T:
     PermissionError
         If the store says so.
     """
-    began = time.monotonic()
+    began, what = time.monotonic(), without_passwords(what)
     for tries, pause in enumerate((*_PAUSES, None), start=1):
         try:
             return call()
@@ -79,4 +85,4 @@ def _is_bare(error: Exception) -> bool:
 
 def _told(error: Exception) -> str:
     """In one line; obstore's go on with pages of internals."""
-    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    return f"{type(error).__name__}: {without_passwords(error).partition(chr(10))[0]}"

@@ -201,12 +201,19 @@ def _losses_named(client: Any) -> Iterator[None]:
     """A lost scheduler and killed workers as errors of ours."""
     from distributed import KilledWorker
     from distributed.comm import CommClosedError
+    from distributed.scheduler import NoWorkerError
 
     address = _address(client)
     try:
         yield
     except KilledWorker as error:
         raise PoisonBlock(str(error), error.task) from error
+    except NoWorkerError as error:
+        raise ClusterLost(
+            f"the cluster at {address} has no workers, and its scheduler gave up after "
+            f"{error.timeout:.0f} s (distributed.scheduler.no-workers-timeout). Start some and "
+            "make the same call again"
+        ) from error
     except (CancelledError, CommClosedError) as error:
         raise ClusterLost(_lost(address, error)) from error
     except (OSError, TimeoutError) as error:

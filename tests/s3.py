@@ -106,7 +106,8 @@ class Proxy(ThreadingHTTPServer):
 
     slow : 503 SlowDown instead of an answer. cut : the connection ends in the middle of a body.
     late : 20 ms. lost : the request is passed on and succeeds, but its answer is not (of a PUT).
-    denied : 403, unless the request is signed with our key. refused : 412. Each a share of the
+    silent : as lost, but of any request, and after two seconds. denied : 403, unless the request is
+    signed with our key. refused : 412. blind : a condition is overlooked. Each a share of the
     requests in which `only` is found; after `most` faults in all the proxy only passes on.
     """
 
@@ -181,12 +182,18 @@ class _Handler(BaseHTTPRequestHandler):
             return self._refuse(503, "SlowDown")
         if fault == "late":
             time.sleep(0.02)
+        if fault == "blind":
+            del self.headers["If-None-Match"]
         upstream = HTTPConnection("127.0.0.1", self.server.upstream)
         upstream.request(self.command, self.path, body, dict(self.headers.items()))
         answer = upstream.getresponse()
         payload, headers = answer.read(), answer.getheaders()
+        if answer.chunked:  # and is passed on in one piece
+            headers.append(("Content-Length", str(len(payload))))
         upstream.close()
-        if fault == "lost":
+        if fault == "silent":
+            time.sleep(2)
+        if fault in ("lost", "silent"):
             return self._hang_up()
         if fault == "cut":
             payload = payload[: len(payload) // 2]
@@ -253,13 +260,23 @@ def url(path: str) -> str:
     return f"s3://{BUCKET}/{path}"
 
 
-def by_s3fs(server: str, path: str = "", key: str = KEY, secret: str = SECRET) -> Any:
-    """A store of s3fs, with a client of its own."""
-    options = {"endpoint_url": server, "key": key, "secret": secret, "skip_instance_cache": True}
+def by_s3fs(
+    server: str, path: str = "", key: str = KEY, secret: str = SECRET, patience: float = 60
+) -> Any:
+    """A store of s3fs, with a client of its own, which waits so many seconds for an answer."""
+    options: dict[str, Any] = {
+        "endpoint_url": server,
+        "key": key,
+        "secret": secret,
+        "skip_instance_cache": True,
+    }
+    options |= {"config_kwargs": {"read_timeout": patience}}
     return FsspecStore.from_url(url(path).rstrip("/"), storage_options=options)
 
 
-def by_obstore(server: str, path: str = "", key: str = KEY, secret: str = SECRET) -> Any:
+def by_obstore(
+    server: str, path: str = "", key: str = KEY, secret: str = SECRET, patience: float = 60
+) -> Any:
     """A store of obstore, which gives up soon."""
     stores: Any = pytest.importorskip("obstore.store")
     waits = {"init_backoff": timedelta(milliseconds=5), "max_backoff": timedelta(milliseconds=50)}
@@ -270,7 +287,7 @@ def by_obstore(server: str, path: str = "", key: str = KEY, secret: str = SECRET
         access_key_id=key,
         secret_access_key=secret,
         region="us-east-1",
-        client_options={"allow_http": True},
+        client_options={"allow_http": True, "timeout": timedelta(seconds=patience)},
         retry_config={"max_retries": 2, "backoff": waits | {"base": 2}},
     )
     return ObjectStore(store)

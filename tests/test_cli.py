@@ -83,6 +83,11 @@ def test_options_reach_the_run(V: Path, capsys: pytest.CaptureFixture[str]) -> N
         (("fit", "V.zarr", "V.zarr", "--rank", 2), cli.BAD_INPUT, "is a zarr array"),
         (("fit", "V.zarr", "o", "--rank", 2, "--solver", "x"), cli.BAD_INPUT, "solver must be"),
         (("fit", "V.zarr", "o", "--rank", 2, "--scheduler", "x"), cli.BAD_INPUT, "--scheduler"),
+        (
+            ("fit", "V.zarr", "o", "--rank", 2, "--scheduler", "tls://127.0.0.1:1"),
+            cli.FAILURE,
+            "no connection to a scheduler at tls://127.0.0.1:1: TypeError: TLS expects",
+        ),
         (("show", "V.zarr"), cli.BAD_INPUT, "is a zarr array"),
         (("show", "nothing.zarr"), cli.BAD_INPUT, "no dask_nmf result at"),
     ],

@@ -67,7 +67,7 @@ def test_bare_workers_without_limits() -> None:
 def test_a_store_that_replaces_is_wrong(
     cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As Ceph's before version 19, which takes no notice of the condition."""
+    """As one that takes no notice of the condition."""
     monkeypatch.setattr(doctor, "create", lambda *_: True)
     options: Any = {"n_workers": 1, "processes": False, "dashboard_address": "127.0.0.1:0"}
     with LocalCluster(**options) as running, Client(running) as client:

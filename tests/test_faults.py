@@ -130,6 +130,26 @@ def test_no_worker_is_left(slow: Any, V: Path, tmp_path: Path, expected: str, ho
         assert digest_of(processes.drive(run)) == expected
 
 
+def test_no_worker_is_left_on_a_scheduler_that_gives_up_first(
+    slow: Any, V: Path, tmp_path: Path, expected: str
+) -> None:
+    """It fails the tasks with an error of its own; the same call goes on here, too."""
+    run = call(slow, tmp_path / "out.zarr")
+    with Processes(tmp_path, {"distributed.scheduler.no-workers-timeout": "1s"}) as processes:
+        processes.begin(2)
+        driver = processes.drive(run)
+        in_pass(3.5, counting(V, tmp_path))
+        for worker in processes.workers:
+            worker.kill()
+        outcome = driver.told(20)
+        assert outcome is not None, "it hangs"
+        assert outcome.error == "ClusterLost", outcome.text
+        assert "no-workers-timeout" in outcome.text
+        assert "make the same call again" in outcome.text
+        processes.add_worker()
+        assert digest_of(processes.drive(run)) == expected
+
+
 def test_a_worker_that_wakes_up_late_changes_nothing(
     processes: Processes, slow: Any, V: Path, tmp_path: Path, expected: str
 ) -> None:

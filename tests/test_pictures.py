@@ -243,7 +243,7 @@ def test_a_map_of_a_cube_whose_rows_go_block_by_block() -> None:
     V = low_rank(48, 10, 2, noise=0.1).reshape(6, 8, 10)
     cube = xarray.DataArray(da.from_array(V, chunks=(3, 4, 10)), dims=("y", "x", "band"))
     result = dask_nmf.factorize(cube, 2, feature_dim="band", **FEW)
-    drawn = dask_nmf.plot_map(result, 1).images[0].get_array()
+    drawn = np.asarray(dask_nmf.plot_map(result, 1).images[0].get_array())
     assert np.array_equal(drawn, result.to_xarray().W[..., 1])
     with pytest.raises(ValueError, match="shape must be"):
         dask_nmf.plot_map(dask_nmf.factorize(V.reshape(48, 10), 2, **FEW), 1)

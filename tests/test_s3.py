@@ -4,9 +4,13 @@ import subprocess
 import sys
 import threading
 from dataclasses import replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import dask
+import dask.callbacks
 import pytest
 import zarr
 from zarr.storage import LocalStore, MemoryStore, StorePath
@@ -144,8 +148,47 @@ def test_secrets_are_stored_nowhere(
     for key, body in found.items():
         assert SECRET.encode() not in body, key
         assert KEY.encode() not in body, key
-    for text in (caplog.text, repr(result), str(result.plan), str(result.summary())):
+    keys = map(str, result.W.__dask_graph__())
+    for text in (caplog.text, repr(result), str(result.plan), str(result.summary()), *keys):
         assert SECRET not in text
+
+
+def test_passwords_in_urls_are_stored_nowhere(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Silent(SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    zarr.create_array(tmp_path / "V.zarr", data=V, chunks=(20, 8))
+    caplog.set_level("DEBUG", "dask_nmf")
+    handler, keys, told = partial(Silent, directory=str(tmp_path)), set[Any](), list[str]()
+    with (
+        ThreadingHTTPServer(("127.0.0.1", 0), handler) as server,
+        dask.callbacks.Callback(pretask=lambda key, *_: keys.add(key)),
+    ):
+        threading.Thread(target=server.serve_forever, args=(0.05,)).start()
+        address = f"{server.server_address[1]}/V.zarr"
+        found, out = (
+            f"http://reader:{SECRET.replace('/', '')}@127.0.0.1:{address}",
+            tmp_path / "out.zarr",
+        )
+        with pytest.raises(Killed):
+            dask_nmf.factorize(found, 3, out=out, callback=kill_at(2), **OPTIONS)
+        written = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+        result = dask_nmf.factorize(found, 3, out=out, **OPTIONS)
+        for wrong in (f"{found}/none", found.replace("V.zarr", "none")):
+            with pytest.raises(FileNotFoundError) as refused:
+                dask_nmf.factorize(wrong, 3)
+            told.append(str(refused.value))
+        server.shutdown()
+    written |= {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    assert result.plan is not None
+    assert result.plan.V.removeprefix("http://127.0.0.1:") == address
+    assert keys
+    texts = [caplog.text, repr(result), str(result.plan), str(result.summary()), str(keys), *told]
+    for text in (*texts, *map(repr, written.values()), *map(str, result.W.__dask_graph__())):
+        assert "that+nothing" not in text
 
 
 # -------------------------------------------------------------------- several processes

@@ -5,13 +5,14 @@ from itertools import product
 from typing import Any
 
 import pytest
+import zarr
 from zarr.storage import StorePath
 
 import dask_nmf
 from dask_nmf import commits
 from tests.damage import Bits, bits
 from tests.s3 import CLIENTS, Bucket, Proxy, point_to, url
-from tests.s3_runs import run
+from tests.s3_runs import OPTIONS, run
 
 # zarr leaves what it has not begun to write, when another of its writes fails.
 pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. <coroutine")
@@ -54,6 +55,22 @@ def test_servers_that_do_not_say_which_condition(bucket: Bucket, client: str) ->
         assert proxy.done == {"refused": 1}
 
 
+@pytest.mark.parametrize("way", ["url", "obstore"])
+def test_a_server_that_overlooks_conditions(
+    through: Callable[..., Proxy], expected: Bits, way: str
+) -> None:
+    """Two calls at once could not be told apart there: said at the start, and no more than said."""
+    proxy, seen = through(blind=1.0), list[int]()
+
+    def look(record: dask_nmf.SweepRecord) -> None:
+        seen.append(len(warned))
+
+    with pytest.warns(UserWarning, match="out: .* replaces what it is asked to create") as warned:
+        result = run(way, proxy, callback=look)
+    assert bits(result) == expected
+    assert seen[0] == len(warned) == 1
+
+
 FAULTS: dict[str, dict[str, float]] = {
     "cut": {"cut": 0.1},
     "lost": {"lost": 0.3},
@@ -77,6 +94,20 @@ def test_faults(through: Callable[..., Proxy], expected: Bits, way: str, faults:
         assert bits(dask_nmf.open_result(url("out.zarr"))) == expected
     assert all("again" in text for text in told)
     assert proxy.done.keys() == FAULTS[faults].keys()
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_a_server_that_does_not_answer(stored: Bucket, expected: Bits, client: str) -> None:
+    """Now and then, until the client's own patience ends; the request may have been heeded."""
+    only = "GET .*V.zarr/c/|PUT .*/(W-|state-|commit-)"
+    with Proxy(stored.port, only=only) as proxy:
+        store = CLIENTS[client](proxy.url, patience=1.0)
+        array = zarr.open_array(store, path="V.zarr", mode="r")
+        out = zarr.open_group(store, path="out.zarr", mode="a")
+        vars(proxy).update(shares={"silent": 0.3}, most=2)
+        result = dask_nmf.factorize(array, 3, out=out, **OPTIONS)
+        assert proxy.done == {"silent": 2}
+        assert bits(result) == expected
 
 
 @pytest.mark.parametrize(

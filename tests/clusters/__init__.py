@@ -1,0 +1,1 @@
+"""The recipes of cluster/, on real schedulers: as root, with Debian's packages in packages.txt."""
