@@ -8,6 +8,7 @@ True
 
 import logging
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -139,6 +140,9 @@ __all__ = [
     "update_H",
     "update_W",
 ]
+
+if find_spec("sklearn") is None:  # of an extra: a star import asks for each name
+    __all__ = [name for name in __all__ if name not in ("NMF", "non_negative_factorization")]
 
 
 def __getattr__(name: str) -> Any:

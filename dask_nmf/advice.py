@@ -29,6 +29,11 @@ _LEAST_SHARE = 0.2  # of a pass, likewise
 
 def advise(plan: Plan, geometry: Geometry, matrix: Matrix, cores: int) -> Iterator[str]:
     """Each piece of advice, the most useful first; `geometry` is that of V, with all threads."""
+    if plan.rank > min(plan.shape):
+        yield (
+            f"rank {plan.rank:,} is above the {min(plan.shape):,} {_shorter(plan)} of V, which "
+            "reproduce it exactly: take a smaller one"
+        )
     yield from _more_memory(plan, geometry)
     if matrix.stored:
         if matrix.sparse:
@@ -46,6 +51,10 @@ def advise(plan: Plan, geometry: Geometry, matrix: Matrix, cores: int) -> Iterat
             f"{geometry.threads} threads on {cores} cores: set "
             f"dask.config.set(num_workers={cores}), which needs less memory and is no slower"
         )
+
+
+def _shorter(plan: Plan) -> str:
+    return "rows" if plan.shape[0] < plan.shape[1] else "columns"
 
 
 def _more_memory(plan: Plan, geometry: Geometry) -> Iterator[str]:

@@ -55,7 +55,7 @@ def open_anndata(adata: Any, layer: str | None) -> tuple[Any, Labels]:
     ValueError
         If there is none; or if anndata would read it whole.
     """
-    if layer is not None and layer not in adata.layers:
+    if layer is not None and (not isinstance(layer, str) or layer not in adata.layers):
         raise _no_such("this AnnData", layer, sorted(adata.layers))
     if layer is None and adata.isbacked and adata.is_view:
         raise ValueError(

@@ -30,6 +30,17 @@ class Beta:
     beta : float
         2 is Frobenius, 1 Kullback-Leibler, 0 Itakura-Saito. Below 0, as at 0, zeros of V are
         infinitely far from any x and refused.
+
+    Notes
+    -----
+    Cost: as W H is formed entry by entry, 2 m n k flops a pass beside those of the solver (of a
+    sparse V with beta = 1 at the non-zeros only), in float64, in slabs of 1 MiB.
+    Source: Févotte and Idier 2011.
+
+    Examples
+    --------
+    >>> Beta(1.0).distance(np.array([0.0, 2.0]), np.array([1.0, 2.0]))
+    array([1., 0.])
     """
 
     beta: float
@@ -38,6 +49,11 @@ class Beta:
         beta: Any = self.beta
         if isinstance(beta, bool) or not isinstance(beta, Real) or not np.isfinite(float(beta)):
             raise ValueError(f"beta must be a finite number, got {self.beta!r}")
+
+    @property
+    def name(self) -> str | float:
+        """What a result's parameters call it: `losses.make_loss` makes the same loss of it."""
+        return self.beta
 
     @property
     def exponent(self) -> float:

@@ -2,7 +2,13 @@
 
 
 class RunStopped(RuntimeError):
-    """The run cannot go on here and now; the same call, made again with `out`, goes on from it."""
+    """The run cannot go on here and now; the same call, made again with `out`, goes on from it.
+
+    Examples
+    --------
+    >>> issubclass(ClusterLost, RunStopped), issubclass(StorageFailed, OSError)
+    (True, True)
+    """
 
 
 class RunTakenOver(RunStopped):

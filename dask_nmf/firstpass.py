@@ -68,7 +68,7 @@ def _check_range(sums: Sums, dtype: np.dtype[Any]) -> None:
     info = np.finfo(dtype)
     norm = np.sqrt(sums.squares)
     low, high = float(info.tiny) ** 0.5, float(info.max) ** 0.5
-    if sums.squares and not (norm < high and sums.maximum > low):
+    if sums.maximum and not (norm < high and sums.maximum > low):
         raise ValueError(
             f"V's norm is {norm:.3g} and its largest entry {sums.maximum:.3g}; products in {dtype} "
             f"need a norm below {high:.1g} and an entry above {low:.1g}: multiply V by a constant "

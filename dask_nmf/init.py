@@ -90,7 +90,18 @@ class NormalRows:
 
 @dataclass(frozen=True)
 class Random:
-    """sqrt(mean(V) / k) * |N(0, 1)|: scikit-learn's scale, so that W0 @ H0 is about V's size."""
+    """sqrt(mean(V) / k) * |N(0, 1)|: scikit-learn's scale, so that W0 @ H0 is about V's size.
+
+    Notes
+    -----
+    Cost: no pass beside the first one, which every run makes.
+
+    Examples
+    --------
+    >>> import dask_nmf
+    >>> dask_nmf.factorize(np.ones((6, 4)), 1, init=Random()).parameters["init"]
+    'Random()'
+    """
 
     passes: ClassVar[int] = 0
     blind: ClassVar[bool] = True
@@ -164,6 +175,14 @@ class NNDSVD:
     Cost: power + 1 passes, and m (k + 10) numbers in the workers' memory.
     Source: Boutsidis and Gallopoulos 2008; the range finder with V.T @ (V @ Q) from one read:
     Halko, Martinsson and Tropp 2011, algorithm 4.4.
+
+    Examples
+    --------
+    >>> import dask_nmf
+    >>> V = np.outer(np.arange(1.0, 7), np.arange(1.0, 5))
+    >>> found = dask_nmf.factorize(V, 1, init=NNDSVD(power=1))
+    >>> bool(found.error < 1e-9), found.history[0].passes >= 3
+    (True, True)
     """
 
     fill: str | None = "mean"

@@ -129,6 +129,7 @@ def open_matrix(V: Any, missing: Missing = "error", name: str = "V") -> Matrix:
             "sparse: a zarr group with a csr_matrix or csc_matrix as anndata writes it, or a "
             f"scipy.sparse matrix; got {type(V).__module__}.{type(V).__name__}"
             + (": name one of its arrays" if isinstance(V, zarr.Group) else "")
+            + (f": pass {name}.to_numpy()" if hasattr(V, "to_numpy") else "")
         )
     _check_form(V, name)
     if isinstance(V, da.Array):
@@ -153,11 +154,20 @@ def absolute(path: str | os.PathLike[str]) -> str:
     return path if "://" in path else os.path.abspath(path)
 
 
+_OTHER_FILES = (
+    "dask-nmf convert makes one of .mtx, .npz, .h5ad and .parquet; .npy is opened by "
+    "numpy.load(path, mmap_mode='r'), .h5ad also by anndata.read_h5ad(path, backed='r')"
+)
+
+
 def _open_path(path: str, name: str = "V") -> zarr.Array[Any] | zarr.Group:
     try:
         found = insist(lambda: zarr.open(path, mode="r"), f"{name}: opening {path!r}")
     except FileNotFoundError:
-        raise FileNotFoundError(f"{name}: there is no zarr array at {path!r}") from None
+        there = f", but a {'folder' if os.path.isdir(path) else 'file'}: {_OTHER_FILES}"
+        raise FileNotFoundError(
+            f"{name}: there is no zarr array at {path!r}" + (there if os.path.exists(path) else "")
+        ) from None
     except (ImportError, ValueError, LookupError, TypeError, AttributeError) as error:
         told = str(error) if isinstance(error, (ImportError, ValueError)) else repr(error)
         raise ValueError(f"{name}: cannot open {path!r}: {told}") from error
@@ -178,7 +188,8 @@ def _check_form(V: Any, name: str = "V") -> None:
     if len(V.shape) != 2:
         raise ValueError(
             f"{name} must be 2-D (rows x columns), got shape {V.shape}: reshape it, for instance "
-            "an image cube (y, x, band) to (y * x, band)"
+            "an image cube (y, x, band) to (y * x, band); or pass feature_dim= with an "
+            "xarray.DataArray, or with the path of an array in a store that xarray opens"
         )
     if any(np.isnan(size) for size in V.shape):
         raise ValueError(

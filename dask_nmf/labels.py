@@ -233,6 +233,36 @@ def column_names(labels: Labels | None) -> Any:
     return None if labels is None else coordinate(labels, labels.column)
 
 
+def names_of_columns(H: Any) -> Any:
+    """Those of H's columns, of a Result, a Dataset or a DataArray, or a DataFrame; or None."""
+    if of_library(H, "pandas"):
+        return np.asarray(H.columns)
+    if isinstance(labels := getattr(H, "labels", None), Labels):
+        return column_names(labels)
+    H = getattr(H, "H", H)
+    if not of_library(H, "xarray") or len(H.dims) != 2 or H.dims[1] not in H.coords:
+        return None
+    return np.asarray(H.coords[H.dims[1]])
+
+
+def check_same_columns(of_V: Any, of_H: Any) -> None:
+    """Refuse an H of other columns, or of the same in another order.
+
+    Raises
+    ------
+    ValueError
+        If both are known and differ.
+    """
+    if of_V is None or of_H is None or np.array_equal(of_V, of_H):
+        return
+    first = next((i for i, (a, b) in enumerate(zip(of_V, of_H, strict=False)) if a != b), 0)
+    raise ValueError(
+        f"V and H must have the same columns in the same order, but column {first} is "
+        f"{of_V[first]} in V and {of_H[first]} in H: bring V into H's order (reindex, or "
+        "adata[:, names]), or pass np.asarray(H) where the names do not matter"
+    )
+
+
 # ------------------------------------------------------------------------------------- storing
 def check_storable(labels: Labels | None) -> None:
     """Refuse coordinates, before the run, that could not be written after it.

@@ -128,7 +128,7 @@ def _result(job: Job, state: State, status: Status, resumed_from: int | None) ->
         "shape": list(plan.shape),
         "dtype": str(H.dtype),
         "V": plan.V,
-        "loss": "frobenius" if isinstance(job.loss, Frobenius) else job.loss.beta,
+        "loss": "frobenius" if isinstance(job.loss, Frobenius) else job.loss.name,
         "solver": repr(job.solver),
         "init": "given" if isinstance(job.start, Given) else repr(job.start),
         **asdict(job.options),

@@ -38,6 +38,14 @@ class Newton:
     and k (k + 1) / 2 * n numbers from each block.
     Source: Hsieh and Dhillon 2011, section 4 (one coordinate at a time); the step taken for whole
     rows and at the end of a pass is ours.
+
+    Examples
+    --------
+    >>> import dask_nmf
+    >>> V = np.random.default_rng(0).poisson(5.0, (30, 8)).astype(float)
+    >>> told = {"loss": "kullback-leibler", "tol": 0.1}
+    >>> dask_nmf.factorize(V, 2, solver=Newton(inner=2), **told).status.converged
+    True
     """
 
     inner: int = 5

@@ -127,6 +127,11 @@ def open_output(out: Any, V_uri: str) -> Output:
     out = _checked_place(out)
     group = find_group(out)
     if group is not None and group.attrs.get(_KEY) is None and not _is_empty(group):
+        if scan_places(group):
+            raise FileExistsError(
+                f"out: {group.store_path} holds the runs of a scan, or of several restarts "
+                "(dask_nmf.open_scan reads them): choose another place for a single run"
+            )
         raise FileExistsError(
             f"out: {group.store_path} holds something that dask_nmf did not write: choose "
             "another place, or delete it yourself"
@@ -144,6 +149,18 @@ def open_result(out: Any) -> Result:
         If there is no result there, or a scan's, which `open_scan` opens.
     ValueError
         If the run that began there has not finished.
+
+    Notes
+    -----
+    Cost: no read of V, and none of W, which stays lazy.
+
+    Examples
+    --------
+    >>> import dask_nmf, numpy, tempfile
+    >>> out = tempfile.mkdtemp() + "/factors.zarr"
+    >>> result = dask_nmf.factorize(numpy.ones((6, 4)), 1, out=out)
+    >>> open_result(out).history == result.history
+    True
     """
     group: Any = find_group(out)
     if group is not None and _KEY not in group.attrs and scan_places(group):

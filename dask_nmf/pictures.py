@@ -60,6 +60,10 @@ def plot_history(
     ValueError
         If x or y is no such field, or no run has it.
 
+    Notes
+    -----
+    Cost: no read of V, nor of W.
+
     Examples
     --------
     >>> import numpy as np
@@ -263,6 +267,7 @@ def plot_scatter(
 
     Notes
     -----
+    Cost: no read of V, and of W its two columns, chunk by chunk.
     W is never in memory as a whole: it is read once, chunk by chunk, of which the rows drawn stay.
 
     Examples

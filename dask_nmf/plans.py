@@ -49,6 +49,13 @@ class Plan:
     seconds : float or None
         Of a pass, when probed.
     advice : tuple of str
+
+    Examples
+    --------
+    >>> import dask_nmf, numpy
+    >>> found = dask_nmf.plan(numpy.ones((600, 40)), rank=3)
+    >>> found.block, found.reads_per_sweep, Plan.from_json(found.to_json()) == found
+    ((600, 40), 1, True)
     """
 
     V: str

@@ -35,6 +35,20 @@ def plot_ranks(scan: Scan, ax: "Axes | None" = None) -> "Axes":
     ------
     ImportError
         If a new figure is wanted, and matplotlib is not there.
+
+    Notes
+    -----
+    Cost: no read of V, nor of W.
+
+    Examples
+    --------
+    >>> import dask_nmf
+    >>> from matplotlib.figure import Figure
+    >>> V = np.kron(np.eye(2), np.ones((20, 5))) + 0.1
+    >>> found = dask_nmf.scan(V, [1, 2], restarts=2)
+    >>> ax = plot_ranks(found, ax=Figure().subplots())
+    >>> ax.get_xlabel()
+    'rank'
     """
     ax = axes(ax)
     rows = sorted(scan.rows(), key=lambda row: int(row["rank"]))
@@ -83,9 +97,20 @@ def plot_consensus(scan: Scan, rank: int, ax: "Axes | None" = None) -> "Axes":
 
     Notes
     -----
+    Cost: no read of V, nor of W.
     Of more than 1000 columns so many are drawn, by chance. Their order is that of an average
     linkage tree.
     Source: Brunet et al. 2004.
+
+    Examples
+    --------
+    >>> import dask_nmf
+    >>> from matplotlib.figure import Figure
+    >>> V = np.kron(np.eye(2), np.ones((20, 5))) + 0.1
+    >>> found = dask_nmf.scan(V, [1, 2], restarts=2)
+    >>> ax = plot_consensus(found, 2, ax=Figure().subplots())
+    >>> ax.get_title()[:14]
+    'rank 2, 2 runs'
     """
     ax = axes(ax)
     Hs = [np.asarray(result.H) for result in scan.runs(rank)]
@@ -124,8 +149,19 @@ def plot_components(scan: Scan, rank: int, ax: "Axes | None" = None) -> "Axes":
 
     Notes
     -----
+    Cost: no read of V, nor of W.
     Components are of norm 1 in each run, in the order of the best one's, and drawn to the same
     height. Of more than 1000 columns neighbours are drawn as one: the largest of each quantile.
+
+    Examples
+    --------
+    >>> import dask_nmf
+    >>> from matplotlib.figure import Figure
+    >>> V = np.kron(np.eye(2), np.ones((20, 5))) + 0.1
+    >>> found = dask_nmf.scan(V, [1, 2], restarts=2)
+    >>> ax = plot_components(found, 2, ax=Figure().subplots())
+    >>> ax.get_title()[:14]
+    'rank 2: median'
     """
     ax = axes(ax)
     alike = scan._of(rank)

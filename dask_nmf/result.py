@@ -56,6 +56,15 @@ class Result:
         Passes over V that earlier calls had made, when this call went on from them.
     labels : Labels or None
         Of V's rows and columns, where it had any.
+
+    Examples
+    --------
+    >>> import dask_nmf
+    >>> result = dask_nmf.factorize(np.outer([1.0, 2, 3], [4.0, 5]), rank=1)
+    >>> result.reconstruct(rows=2).compute().round(6)
+    array([[12., 15.]])
+    >>> result.summary()["converged"]
+    True
     """
 
     W: DaskArray

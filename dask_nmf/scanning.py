@@ -100,6 +100,18 @@ def open_scan(out: Any) -> Scan:
         If there are none.
     ValueError
         If one of them has not finished: the same call again goes on with it.
+
+    Notes
+    -----
+    Cost: no read of V. It has no V, so medians have no W: ``open_scan(out).consensus(k).H``.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> out = tempfile.mkdtemp() + "/scan.zarr"
+    >>> found = scan(np.ones((6, 4)), [1], restarts=2, out=out)
+    >>> open_scan(out).best(1).history == found.best(1).history
+    True
     """
     group = find_group(out)
     places = {} if group is None else scan_places(group)

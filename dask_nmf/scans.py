@@ -52,6 +52,14 @@ class Consensus:
         The median components, in the order of the best run's, and as long as the runs' are.
     left_out : int
         Components of the runs that are in no median, as too little is like them.
+
+    Examples
+    --------
+    >>> import dask_nmf
+    >>> V = np.kron(np.eye(2), np.ones((20, 5))) + 0.1
+    >>> agreed = dask_nmf.scan(V, [2], restarts=3).consensus(2)
+    >>> agreed.H.shape, agreed.W.shape, agreed.left_out
+    ((2, 10), (40, 2), 0)
     """
 
     H: Array
@@ -82,6 +90,14 @@ class Scan:
     ----------
     results : dict of tuple of Result
         By rank, in the order of the seeds.
+
+    Examples
+    --------
+    >>> import dask_nmf
+    >>> V = np.kron(np.eye(2), np.ones((20, 5))) + 0.1
+    >>> found = dask_nmf.scan(V, [1, 2], restarts=2)
+    >>> found.best(2).error < found.best(1).error, len(found.runs(2))
+    (True, 2)
     """
 
     results: dict[int, tuple[Result, ...]]

@@ -54,6 +54,13 @@ class MU:
     -----
     Cost per half-step: 2 b k^2 flops per inner sweep for b rows, no read of V.
     Source: Lee and Seung 2001, equation 4; inner sweeps: Gillis and Glineur 2012, section 3.
+
+    Examples
+    --------
+    >>> V, F, G = np.eye(2) + 1, np.ones((2, 1)), np.ones((1, 2))
+    >>> MU(inner=3).improve(F, V @ G.T, G @ G.T)
+    array([[1.5],
+           [1.5]])
     """
 
     inner: int = 1
@@ -94,6 +101,13 @@ class HALS:
     Cost per half-step: 2 b k^2 flops per inner sweep for b rows, no read of V.
     Source: Cichocki, Zdunek and Amari 2007; Gillis and Glineur 2012, equation 4; ending early:
     there, section 3.
+
+    Examples
+    --------
+    >>> V, F, G = np.eye(2) + 1, np.ones((2, 1)), np.ones((1, 2))
+    >>> HALS().improve(F, V @ G.T, G @ G.T)
+    array([[1.5],
+           [1.5]])
     """
 
     inner: int = 5
@@ -152,6 +166,12 @@ class LookAhead:
     Cost per half-step: 2 b k^2 flops per inner sweep for b rows, no read of V. Memory and flops of
     the model: see `model`.
     Source: as `HALS`; when to end the inner sweeps: Gillis and Glineur 2012, section 3.
+
+    Examples
+    --------
+    >>> import dask_nmf
+    >>> dask_nmf.factorize(np.ones((6, 4)), 1, solver=LookAhead(steps=20)).error < 1e-9
+    True
     """
 
     inner: int = 30

@@ -9,7 +9,13 @@ from dask_nmf.types import SweepRecord
 
 
 class Status(Enum):
-    """Why a run stopped; the value is the sentence to show."""
+    """Why a run stopped; the value is the sentence to show.
+
+    Examples
+    --------
+    >>> Status.MAX_PASSES.converged, Status.EXACT.value
+    (False, 'V is reproduced exactly')
+    """
 
     RUNNING = "still running"
     CONVERGED = "the KKT residual is below tol"

@@ -1,6 +1,6 @@
 """The pass: V's row blocks go by once, and serve both half-steps.
 
-The only builder of dask graphs over V. The half-steps are matrix products of dask arrays,
+The half-steps are matrix products of dask arrays,
 
     W = W * (V @ H.T) / (W @ (H @ H.T))
     H = H * (W.T @ V) / ((W.T @ W) @ H)

@@ -56,6 +56,13 @@ class Suggestion:
     votes : dict of int or None
         The rank that each criterion names; None where it names none. "cophenetic" and "elbow" have
         no say in the verdict.
+
+    Examples
+    --------
+    >>> import dask_nmf
+    >>> V = np.random.default_rng(0).random((60, 30))  # noise alone
+    >>> dask_nmf.scan(V, [1, 2], restarts=2, held_out=0.1).suggest().rank is None
+    True
     """
 
     rank: int | None

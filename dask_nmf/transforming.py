@@ -15,7 +15,14 @@ from dask_nmf.divergences import Beta
 from dask_nmf.entrywise import Problem, solve_rows
 from dask_nmf.fitting import limit_of
 from dask_nmf.io import check_reachable, open_weighted
-from dask_nmf.labels import dataset, maps, of_library
+from dask_nmf.labels import (
+    check_same_columns,
+    column_names,
+    dataset,
+    maps,
+    names_of_columns,
+    of_library,
+)
 from dask_nmf.losses import Frobenius, Loss, make_loss
 from dask_nmf.matrix import Missing
 from dask_nmf.newton import Newton
@@ -51,8 +58,9 @@ def transform(
     ----------
     V : as for `factorize`; (m, n)
         New rows, or those that were factored.
-    H : (k, n) array
-        Of a result, for instance.
+    H : Result, or (k, n) array
+        Of a result; or such as its H. Where both V and H name their columns (a Result, a
+        DataArray, a DataFrame), they have to be the same.
     loss, weights, alpha_W, l1_ratio, sum_to_one, missing, layer, feature_dim
         As for `factorize`.
     memory : int or str, optional
@@ -86,9 +94,12 @@ def transform(
     check_alpha(alpha_W, "same", l1_ratio)
     matrix = open_weighted(V, missing, weights, layer, feature_dim)
     term = replace(scaled(matrix.shape, alpha_W, 0.0, l1_ratio).W, closed=bool(sum_to_one))
+    names = names_of_columns(H)
+    H = getattr(H, "H", H)
     if not (hasattr(H, "__array__") or isinstance(H, (list, tuple))):
         raise TypeError(
-            f"H must be an array (k, {matrix.shape[1]}), such as result.H, got {type(H).__name__}"
+            f"H must be a Result, or an array (k, {matrix.shape[1]}) such as result.H, got "
+            f"{type(H).__name__}"
         )
     H = np.asarray(H)
     if H.ndim != 2 or H.shape[1] != matrix.shape[1] or H.dtype.kind not in "fiub":
@@ -96,6 +107,7 @@ def transform(
             f"H must be a real array (k, {matrix.shape[1]}) for V {matrix.shape}, got {H.dtype} "
             f"{H.shape}"
         )
+    check_same_columns(column_names(matrix.labels), names)
     H = H.astype(np.float64)
     if not (np.isfinite(H).all() and (H >= 0).all()):
         raise ValueError("H must be finite and non-negative")

@@ -32,7 +32,16 @@ def at_once(_name: str, _kind: type[T], make: Callable[[], T]) -> T:
 
 
 class ConvergenceWarning(UserWarning):
-    """The budget was spent before the error settled."""
+    """The budget was spent before the error settled.
+
+    Examples
+    --------
+    >>> import dask_nmf, warnings
+    >>> with warnings.catch_warnings(record=True, action="always") as told:
+    ...     found = dask_nmf.factorize(np.eye(6) + 1, 2, solver="mu", max_passes=3, tol=1e-9)
+    >>> told[0].category is ConvergenceWarning
+    True
+    """
 
 
 @dataclass(frozen=True)
@@ -59,6 +68,14 @@ class SweepRecord:
         What is minimized: half of ||V - W H||^2, or the divergence, and the terms.
     held_out : float or None
         The error of the entries whose weight is 0; None where there are none.
+
+    Examples
+    --------
+    >>> import dask_nmf
+    >>> seen = []
+    >>> result = dask_nmf.factorize(np.ones((6, 4)), 1, callback=seen.append)
+    >>> tuple(seen) == result.history, seen[0].sweep
+    (True, 1)
     """
 
     sweep: int

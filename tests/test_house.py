@@ -103,6 +103,19 @@ def test_readme_names_everything_public() -> None:
         assert f"`{name}" in readme or f"`dask_nmf.{name}" in readme, name
 
 
+def test_every_public_name_shows_an_example() -> None:
+    for name in dask_nmf.__all__:
+        found = getattr(dask_nmf, name)
+        documented = getattr(found, "__mro__", (found,))[:2]  # an error may leave it to its base
+        assert any(">>>" in (one.__doc__ or "") for one in documented), name
+
+
+def test_every_example_is_in_the_index() -> None:
+    index = (ROOT / "examples" / "README.md").read_text()
+    for path in (ROOT / "examples").glob("*.py"):
+        assert f"({path.name})" in index, path.name
+
+
 def test_readme_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All Python blocks of the README, in order, in one session."""
     monkeypatch.chdir(tmp_path)
