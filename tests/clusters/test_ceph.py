@@ -1,6 +1,6 @@
 """S3 by Ceph's gateway: the tests of tests/test_s3*.py again, and keys that are really checked."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
@@ -51,7 +51,7 @@ def test_keys_that_do_not_open(stored: Bucket, monkeypatch: pytest.MonkeyPatch, 
     for name, value in (("AWS_ACCESS_KEY_ID", key), ("AWS_SECRET_ACCESS_KEY", secret)):
         monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name)
     point_to(stored.url, monkeypatch)
-    calls = (
+    calls: tuple[Callable[[], object], ...] = (
         lambda: dask_nmf.factorize(url("V.zarr"), 3),
         lambda: dask_nmf.factorize(V, 3, out=url("out.zarr"), **OPTIONS),
         lambda: dask_nmf.open_result(url("out.zarr")),
