@@ -33,7 +33,7 @@ from tests.benchmarks.common import table
 from tests.benchmarks.simulated import simulated
 from tests.processes import CONTEXT, schedule, work
 
-READ_SECONDS, BLOCKS = 0.1, 96
+READ_SECONDS, BLOCKS = 0.1, 48
 
 
 @contextmanager
@@ -86,7 +86,7 @@ def by_workers(rounds: int) -> None:
             bare, ours = [], []
             for _ in range(rounds):
                 bare.append(bare_read(V, Grid((1000,) * BLOCKS, (1000,))))
-                ours += sweep_seconds(V, 8, 1000, 3)
+                ours += sweep_seconds(V, 8, 1000, 2)
         read, sweep = median(bare), median(ours)
         alone = alone or sweep
         rows.append([workers, read, sweep, sweep / read, alone / sweep / workers])
