@@ -179,7 +179,10 @@ def open_result(out: Any) -> Result:
 def scan_places(group: Any) -> dict[int, list[str]]:
     """Where the runs of a scan lie, by rank, in the order of their seeds."""
     found: dict[int, list[str]] = {}
-    for below in sorted(name for name in group.group_keys() if name.startswith("rank-")):
+    with warnings.catch_warnings():  # about whatever else lies there
+        warnings.filterwarnings("ignore", "Object at ", category=UserWarning)
+        names = sorted(name for name in group.group_keys() if name.startswith("rank-"))
+    for below in names:
         seeds = [name for name in group[below].group_keys() if name.startswith("seed-")]
         places = [f"{below}/{name}" for name in sorted(seeds, key=_number)]
         found |= {_number(below): places} if places else {}
