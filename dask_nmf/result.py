@@ -213,9 +213,11 @@ class Result:
 
     def __repr__(self) -> str:
         m, n = self.parameters["shape"]
+        dead = f" ({self.dead} components are zero)" if self.dead else ""
         return (
-            f"<Result: V ({m}, {n}) = W @ H, rank {len(self.H)}, error {self.error:.6g} after "
-            f"{len(self.history)} sweeps ({self.history[-1].passes} passes); {self.status.value}>"
+            f"<Result: V ({m}, {n}) = W @ H, rank {len(self.H)}{dead}, error {self.error:.6g} "
+            f"after {len(self.history)} sweeps ({self.history[-1].passes} passes); "
+            f"{self.status.value}>"
         )
 
 

@@ -24,8 +24,6 @@ from dask_nmf.stopping import Status
 from dask_nmf.types import Callback, ConvergenceWarning
 from dask_nmf.watch import compute
 
-_NO_PENALTY = "l1_ratio splits penalties, and alpha_W and alpha_H are 0: it has no effect"
-_ALL_ZERO = "all components are zero: alpha_W or alpha_H is too large for this V"
 _MU_AND_ZEROS = "MU cannot leave the zeros of init='nndsvd': use init='nndsvda' or 'nndsvdar'"
 
 
@@ -48,8 +46,6 @@ def run(
     if checkpoint_every is not None:
         check_int("checkpoint_every", checkpoint_every, 1)
     job = prepare(V, rank, out=out, **options)
-    if job.options.l1_ratio and not job.terms.W and not job.terms.H:
-        warnings.warn(_NO_PENALTY, UserWarning, stacklevel=3)
     if isinstance(job.start, NNDSVD) and job.start.fill is None and isinstance(job.solver, MU):
         warnings.warn(_MU_AND_ZEROS, UserWarning, stacklevel=3)
     result = carried_out(job, out, overwrite, checkpoint_every, callback, began)
@@ -111,8 +107,6 @@ def _begun(
 
 def warn_of_budget(result: Result, stacklevel: int) -> None:
     """Warn of a run that its budget has ended; stacklevel : of the user's call."""
-    if result.dead == len(result.H) and result.parameters["alpha_W"]:
-        warnings.warn(_ALL_ZERO, UserWarning, stacklevel=stacklevel)
     ended = result.status in (Status.MAX_PASSES, Status.MAX_SECONDS)
     if result.parameters["tol"] > 0 and ended:
         warnings.warn(_not_converged(result), ConvergenceWarning, stacklevel=stacklevel)
