@@ -86,5 +86,6 @@ def non_negative_factorization(X: Any, *args: Any, **kwargs: Any) -> Any:
     return _out(W, X), *rest
 
 
-sklearn.decomposition.NMF = NMF
-sklearn.decomposition.non_negative_factorization = non_negative_factorization
+if "SWAP_NMF" in os.environ:  # not where this file is only looked through for doctests
+    sklearn.decomposition.NMF = NMF
+    sklearn.decomposition.non_negative_factorization = non_negative_factorization
