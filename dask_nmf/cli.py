@@ -157,10 +157,10 @@ def _report(arguments: argparse.Namespace) -> int:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    from distributed import Client
-
     worst = DONE
-    with Client(arguments.scheduler, timeout=30) as client:
+    with _scheduler(arguments.scheduler) as client:
+        if client is None:
+            raise ValueError("--scheduler must be an address such as tcp://host:8786")
         for finding in examine(client, arguments.V, arguments.out):
             print(finding, flush=True)
             worst = FAILURE if finding.level == WRONG else worst
@@ -191,8 +191,8 @@ def _number_or_name(text: str) -> float | str:
 
 
 @contextmanager
-def _scheduler(address: str | None) -> Iterator[None]:
-    """Dask's own choice, a local scheduler by name, or a connection to a running cluster."""
+def _scheduler(address: str | None) -> Iterator[Any]:
+    """Dask's own choice, a local scheduler by name, or the client of a running cluster."""
     if address is None:
         yield
     elif "://" in address:
@@ -208,7 +208,7 @@ def _scheduler(address: str | None) -> Iterator[None]:
                 "(distributed.comm.tls)"
             ) from error
         with client:
-            yield
+            yield client
     elif address in ("threads", "synchronous"):
         with dask.config.set(scheduler=address):
             yield
