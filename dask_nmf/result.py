@@ -232,10 +232,10 @@ def of_squares(result: Result) -> bool:
     return result.parameters["loss"] in ("frobenius", 2.0)
 
 
-def as_table(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> Any:
-    """A DataFrame, if pandas is there."""
+def as_table(rows: list[dict[str, Any]], columns: tuple[str, ...] | None = None) -> Any:
+    """A DataFrame, if pandas is there; else the rows."""
     try:
         from pandas import DataFrame
     except ImportError:
         return rows
-    return DataFrame(rows, columns=list(columns))
+    return DataFrame(rows, columns=None if columns is None else list(columns))

@@ -19,7 +19,7 @@ from dask_nmf.evidence import (
     silhouettes,
     together,
 )
-from dask_nmf.result import Result, last_loss, of_squares
+from dask_nmf.result import Result, as_table, last_loss, of_squares
 from dask_nmf.suggesting import Evidence, Suggestion, one_less, suggest
 from dask_nmf.tables import as_html, as_text
 from dask_nmf.types import Array, DaskArray
@@ -191,12 +191,10 @@ class Scan:
         stability, stability_least : mean and least silhouette of the components' groups.
         cophenetic : see `evidence.cophenetic`. converged : runs that did. passes : of the longest.
         """
-        rows = self.rows()
-        try:
-            from pandas import DataFrame
-        except ImportError:
-            return rows
-        return DataFrame(rows).set_index("rank").astype({"held_out": float})
+        found = as_table(self.rows())
+        if isinstance(found, list):
+            return found
+        return found.set_index("rank").astype({"held_out": float})
 
     def rows(self) -> list[dict[str, Any]]:
         """What `table` is made of: a dict of plain numbers for each rank."""
@@ -235,7 +233,8 @@ class Scan:
         return self._alike[rank]
 
     def __repr__(self) -> str:
-        return f"<Scan of ranks {', '.join(map(str, self.results))}>\n{as_text(self.rows())}"
+        rows = [row | {"rank": f"rank {row['rank']}"} for row in self.rows()]
+        return f"<Scan of ranks {', '.join(map(str, self.results))}>\n{as_text(rows)}"
 
     def _repr_html_(self) -> str:
         return as_html(self.rows())
