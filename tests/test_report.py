@@ -221,7 +221,7 @@ def test_show_of_a_scan_is_its_table(folder: Path, capsys: pytest.CaptureFixture
     assert lines[0] == "<Scan of ranks 2, 3, 4>"
     assert len({len(line) for line in lines[1:]}) == 1  # aligned
     for line, row in zip(lines[2:], scan.rows(), strict=True):
-        assert line.split()[:3] == [str(row["rank"]), "3", f"{row['error']:.6g}"]
+        assert line.split()[:4] == ["rank", str(row["rank"]), "3", f"{row['error']:.6g}"]
     assert _command("show", folder / "scan.zarr", "--json") == cli.DONE
     assert json.loads(capsys.readouterr().out) == scan.rows()
 
