@@ -344,8 +344,7 @@ def _write_factor(group: Any, name: str, factor: Any, dims: Any) -> Any:
     step = min(max(1, most // block) * block if regular and block <= most else most, size)
     chunks = (step, k) if axis == 0 else (k, step)
     array = new_array(group, name, factor.shape, factor.dtype, dims, chunks)
-    # One task per chunk of the array: no two write the same one.
-    factor = factor.rechunk({axis: even(size, step), 1 - axis: -1})
+    factor = factor.rechunk(chunks)  # one task per chunk of the array: no two write the same one
     da.store(factor, Writer(array), lock=False)
     return array
 

@@ -152,7 +152,7 @@ def test_transform_refuses_zeros_and_names() -> None:
         dask_nmf.transform(V, H, loss="itakura-saito").compute()
     seen = dask_nmf.transform(V, H, loss="itakura-saito", weights=V > 0).compute()
     assert np.isfinite(seen).all()
-    with pytest.raises(TypeError, match="H must be an array .*result.H, got str"):
+    with pytest.raises(TypeError, match="H must be a Result, or an array .*result.H, got str"):
         dask_nmf.transform(V, "factors.zarr/H")
 
 
