@@ -3,6 +3,7 @@
 The same bits, or an error that names the object and says what to do; never another result.
 """
 
+import json
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 import dask_nmf
+from dask_nmf import commits, errors
 from tests.conftest import low_rank
 from tests.damage import DAMAGES, Bits, Damage, Folder, Place, apply, bits, judge, replaced, restore
 from tests.s3 import url
@@ -213,6 +215,23 @@ def test_all_commits_damaged(on_disk: Case) -> None:
     result = on_disk.run()
     assert result.resumed_from is None
     assert bits(result) == on_disk.expected
+
+
+@pytest.mark.parametrize("member", ["commit-000002", "epoch-*"])
+def test_a_number_that_is_another(on_disk: Case, member: str) -> None:
+    """A record that is JSON, and says all that it should, but not what was written."""
+    restore(on_disk.place, on_disk.stopped)
+    (path,) = Path(on_disk.out).glob(f"run/*/{member}" if "commit" in member else f"run/{member}")
+    place = zarr.open_group(path, mode="r").store_path
+    told = commits.read(place)
+    assert told is not None
+    field = "passes" if "passes" in told else "nonce"
+    text = json.loads((path / "zarr.json").read_text())
+    text["attributes"][field] = 1 if field == "passes" else "0" * 32
+    assert text["attributes"][field] != told[field]
+    (path / "zarr.json").write_text(json.dumps(text))
+    with pytest.raises(errors.Damaged, match="its digest is wrong"):
+        commits.read(place)
 
 
 # --------------------------------------------------------- what has no checksum, and V itself
