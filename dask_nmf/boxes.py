@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from scipy.sparse import issparse
 
+from dask_nmf.devices import cast, is_fit, is_on_device, on_host
 from dask_nmf.types import AnyArray, Array
 
 
@@ -53,7 +54,8 @@ class Boxes:
         return self.source.shape
 
     def __getitem__(self, index: Any) -> Array:
-        return as_block(self.source[index], self.dtype)
+        block: Array = as_block(self.source[index], self.dtype)
+        return block
 
 
 @dataclass(frozen=True)
@@ -102,9 +104,13 @@ class Checked:
 
 
 def check_entries(
-    block: Array, corner: tuple[int, int], array: Any = None, name: str = "V"
+    block: AnyArray, corner: tuple[int, int], array: Any = None, name: str = "V"
 ) -> None:
     """Raise at the first entry of a block of V that is NaN, infinite or negative."""
+    if is_on_device(block):
+        if is_fit(block):
+            return
+        block = on_host(block)
     if (bad := first_bad(block)) is not None:
         place = corner[0] + bad[0], corner[1] + bad[1]
         raise unfit(*place, block[bad], array, *place, name=name)
@@ -115,5 +121,8 @@ def as_dense(x: Any) -> Array:
     return np.asarray(x.toarray() if issparse(x) else x)
 
 
-def as_block(x: AnyArray, dtype: np.dtype[Any]) -> Array:
+def as_block(x: AnyArray, dtype: np.dtype[Any]) -> AnyArray:
+    """x in that dtype: contiguous and aligned, or on its device."""
+    if is_on_device(x):
+        return cast(x, dtype)
     return np.require(x, dtype=dtype, requirements=["C", "A"])

@@ -225,10 +225,11 @@ def read_part(x: Any, first: int, last: int) -> Array:
 # ------------------------------------------------------------------------------- products
 def row_slabs(V_b: Any, nbytes: int) -> Iterator[slice]:
     """The rows of a block, dense or not, in slabs of about so many bytes in float64."""
-    entries = V_b.nnz if scipy.sparse.issparse(V_b) else V_b.size
-    rows = max(1, nbytes * V_b.shape[0] // (8 * max(1, entries)))
-    for start in range(0, V_b.shape[0], rows):
-        yield slice(start, start + rows)
+    entries = V_b.nnz if scipy.sparse.issparse(V_b) else V_b.shape[0] * V_b.shape[1]
+    height = V_b.shape[0]
+    rows = max(1, nbytes * height // (8 * max(1, entries)))
+    for start in range(0, height, rows):
+        yield slice(start, min(start + rows, height))
 
 
 def transposed_product(A: Array, V_b: Any) -> Array:

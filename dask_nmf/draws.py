@@ -8,6 +8,7 @@ from scipy.sparse import csr_array, issparse
 
 from dask_nmf.boxes import as_dense
 from dask_nmf.csr import row_slabs
+from dask_nmf.devices import on_host
 from dask_nmf.types import Array
 
 _ENTRIES = 2**17  # of a block at a time, with some copies beside them
@@ -62,6 +63,7 @@ def perturbed(V_b: Any, drawn: Drawn, flipped: bool, block_info: Any = None) -> 
             rows = top + np.searchsorted(V_b.indptr, part, side="right") - 1
             data[part] = V_b.data[part] * _noise(drawn, rows, left + V_b.indices[part], flipped)
         return csr_array((data, V_b.indices, V_b.indptr), shape=V_b.shape)
+    V_b = on_host(V_b)
     out = np.empty_like(V_b)
     for slab, rows, columns in _slabs(V_b, top, left):
         out[slab] = V_b[slab] * _noise(drawn, rows, columns, flipped)

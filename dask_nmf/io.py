@@ -13,6 +13,7 @@ from zarr.storage import FsspecStore, MemoryStore, StorePath, WrapperStore
 
 from dask_nmf.annotated import is_store, open_anndata, open_store
 from dask_nmf.csr import CSR
+from dask_nmf.devices import is_on_device, namespace
 from dask_nmf.labels import Labels, fold, fold_weights, of_library, open_variable
 from dask_nmf.matrix import Matrix, Missing
 from dask_nmf.retrying import insist, without_passwords
@@ -214,11 +215,13 @@ def _from_dask(V: DaskArray) -> Matrix:
         )
     if is_sparse(V._meta):
         return Matrix(V, V.shape, V.dtype, f"dask array {V.name}", nnz=_assumed(V.shape))
-    if not isinstance(V._meta, np.ndarray):
+    if is_on_device(V._meta):
+        namespace(V._meta)  # or it tells what to install
+    elif not isinstance(V._meta, np.ndarray):
         kind = f"{type(V._meta).__module__}.{type(V._meta).__name__}"
         raise TypeError(
-            "V's dask blocks must be numpy arrays, or sparse ones of scipy.sparse or sparse, got "
-            f"{kind}: convert them with V.map_blocks"
+            "V's dask blocks must be arrays of numpy or cupy, or sparse ones of scipy.sparse or "
+            f"sparse, got {kind}: convert them with V.map_blocks"
         )
     return Matrix(V, V.shape, V.dtype, f"dask array {V.name}")
 

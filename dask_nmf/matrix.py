@@ -13,6 +13,7 @@ import zarr
 from dask_nmf.blocks import Grid
 from dask_nmf.boxes import Boxes, Checked, Transposed, as_block, as_dense, check_entries
 from dask_nmf.csr import CSR, index_dtype, row_slabs
+from dask_nmf.devices import cast, dtype_of, is_on_device, on_host
 from dask_nmf.draws import Drawn, perturbed, shown, without_unweighted
 from dask_nmf.labels import Labels
 from dask_nmf.layout import is_mapped, stored_share
@@ -243,7 +244,13 @@ class Matrix:
         return da.concatenate([self.kept, V.blocks[self.kept.numblocks[0] :]])
 
     def observed(self, grid: Grid) -> tuple[DaskArray, DaskArray | None]:
-        """V's blocks, and those of its weights where entries have any: 0 is not there."""
+        """V's blocks, and those of its weights where entries have any: 0 is not there.
+
+        All on the host, where entries are looked at one by one.
+        """
+        if isinstance(self.source, da.Array) and not self.sparse:
+            told = {"meta": np.empty((0, 0), self.dtype), "dtype": self.dtype}
+            self = replace(self, source=self.source.map_blocks(on_host, **told))
         if not self.partial:
             return self.blocks(grid), None
         V, M = self.blocks(grid), None
@@ -296,18 +303,19 @@ class Matrix:
         return replace(self, source=held, transposed=False, flipped=self._flipped)
 
 
-def _as_told(x: Any, dtype: np.dtype[Any], block_info: Any = None) -> Array:
+def _as_told(x: Any, dtype: np.dtype[Any], block_info: Any = None) -> AnyArray:
     """A block of a dask array as a plain array, if it is what the array says that it is."""
-    shape, wrong = block_info[None]["chunk-shape"], ""
-    if isinstance(x, np.ma.MaskedArray) or not isinstance(x, np.ndarray):
+    shape, wrong, there = block_info[None]["chunk-shape"], "", is_on_device(x)
+    if isinstance(x, np.ma.MaskedArray) or not (there or isinstance(x, np.ndarray)):
         wrong = f"is a {type(x).__name__}, not a dense numpy array"
     if wrong := wrong or unlike(x, shape, dtype):
         raise not_as_told(block_info[0]["chunk-location"], wrong)
-    return np.asarray(x, dtype)  # no subclass: np.matrix multiplies in its own way
+    # No subclass: np.matrix multiplies in its own way.
+    return cast(x, dtype) if there else np.asarray(x, dtype)
 
 
-def _as_checked_block(x: AnyArray, transposed: bool, name: str, block_info: Any = None) -> Array:
-    block = as_block(x, working_dtype(x.dtype))
+def _as_checked_block(x: AnyArray, transposed: bool, name: str, block_info: Any = None) -> AnyArray:
+    block = as_block(x, working_dtype(dtype_of(x)))
     if block_info:
         rows, columns = (start for start, _ in block_info[0]["array-location"])
         whole = (block.T, (columns, rows)) if transposed else (block, (rows, columns))

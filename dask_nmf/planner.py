@@ -25,6 +25,7 @@ from dask_nmf.options import Options, Rule, check_options
 from dask_nmf.plans import Plan
 from dask_nmf.scheduler import Scheduler, active_scheduler
 from dask_nmf.solvers import HALS, MU, LookAhead
+from dask_nmf.tasks import product
 from dask_nmf.terms import Terms, scaled
 from dask_nmf.types import Array, DaskArray, Once, Sums, working_dtype
 from dask_nmf.watch import release
@@ -300,8 +301,8 @@ def _time_a_block(matrix: Matrix, grid: Grid, rank: int) -> float:
             (block,) = dask.optimize(V.blocks[i, 0])
             began = time.perf_counter()
             V_b = block.compute(scheduler="synchronous", optimize_graph=False)
-            numer = V_b @ X
+            numer = product(V_b, X)
             W_b = HALS().improve(numer, numer, gram).astype(X.dtype)
-            W_b.T @ V_b
+            product(W_b.T, V_b)
             seconds = time.perf_counter() - began
     return seconds

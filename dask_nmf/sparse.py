@@ -11,6 +11,7 @@ import zarr
 from dask.highlevelgraph import HighLevelGraph
 
 from dask_nmf.csr import CSR, Slab, read_part
+from dask_nmf.devices import dtype_of
 from dask_nmf.reader import Reader
 from dask_nmf.retrying import insist
 from dask_nmf.types import AnyArray, Array, DaskArray
@@ -188,8 +189,9 @@ def unlike(x: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> str:
     """How a dask block is not what its array says; empty if it is."""
     if x.shape != shape:
         return f"has shape {x.shape}, not {shape}"
-    if not (np.can_cast(x.dtype, dtype) or x.dtype.kind == dtype.kind == "f"):
-        return f"holds {x.dtype}, not {dtype}"
+    found = dtype_of(x)
+    if not (np.can_cast(found, dtype) or found.kind == dtype.kind == "f"):
+        return f"holds {found}, not {dtype}"
     return ""
 
 

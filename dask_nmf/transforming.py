@@ -31,7 +31,7 @@ from dask_nmf.scheduler import active_scheduler
 from dask_nmf.solvers import MU, Settled, half_step
 from dask_nmf.stream import blockwise, whole
 from dask_nmf.survey import geometry
-from dask_nmf.tasks import aligned
+from dask_nmf.tasks import aligned, product
 from dask_nmf.terms import Term, Terms, check_alpha, scaled
 from dask_nmf.types import AnyArray, Array, DaskArray, working_dtype
 
@@ -116,6 +116,7 @@ def transform(
     if matrix.partial and isinstance(loss, Frobenius):
         loss = Beta(2.0)
     check_closed(sum_to_one, loss)
+    products = isinstance(loss, Frobenius)
     scheduler = active_scheduler()
     check_reachable("V", getattr(matrix.source, "store", None), scheduler.remote)
     if isinstance(matrix.source, da.Array):
@@ -125,7 +126,7 @@ def transform(
             matrix,
             len(H),
             scheduler,
-            entrywise=isinstance(loss, Beta),
+            entrywise=not products,
             weight_bytes=matrix.weight_bytes,
         )
         limit = limit_of(None if memory is None else parse_memory(memory), scheduler)
@@ -133,7 +134,8 @@ def transform(
         if not rows:
             raise ValueError(f"memory={memory} is too small for a block of whole rows of V")
         heights = even(matrix.shape[0], rows)
-    V_blocks, M = matrix.observed(Grid(heights, (matrix.shape[1],)))
+    grid = Grid(heights, (matrix.shape[1],))
+    V_blocks, M = (matrix.blocks(grid), None) if products else matrix.observed(grid)
     dtype = working_dtype(matrix.dtype)
     data = (V_blocks,) if M is None else (V_blocks, M)
     W: DaskArray = blockwise(
@@ -156,7 +158,7 @@ def _solve_block(
 ) -> Array:
     V_b, H = aligned(V_b), aligned(H)
     if isinstance(loss, Frobenius):
-        numer = np.asarray(V_b @ H.T, dtype=np.float64)
+        numer = product(V_b, H.T).astype(np.float64, copy=False)
         return half_step(Settled(), np.ones_like(numer), numer, H @ H.T, term).astype(dtype)
     solver = Newton() if loss.convex else MU()
     if loss.beta <= 0:
