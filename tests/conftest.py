@@ -1,7 +1,7 @@
 """Shared by all tests: matrices, stores that count, a real cluster of two processes."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,12 @@ import dask_nmf
 from tests import s3
 from tests.damage import Bits, bits
 from tests.stores import CountingStore
+
+# Schedulers and workers take a fifth of a core to look at themselves: not here, nor in processes
+# that tests start.
+for name in ("WORKER__PROFILE__ENABLED=False", "ADMIN__SYSTEM_MONITOR__INTERVAL=10s"):
+    os.environ.setdefault(*f"DASK_DISTRIBUTED__{name}".split("="))
+dask.config.refresh()
 
 # The same cases on every run, and no deadline: a first dask graph takes longer than the others.
 settings.register_profile(
@@ -32,6 +38,16 @@ Array = np.ndarray[Any, np.dtype[Any]]
 DATA = Path(
     os.environ.get("DASK_NMF_DATA", Path(__file__).resolve().parents[2] / "shared" / "data")
 )
+
+
+def push(first: int, cases: Iterable[Any]) -> list[Any]:
+    """The cases of a test, of which all but the first few are for `pytest -m nightly`."""
+    marked = []
+    for number, case in enumerate(cases):
+        values = case if isinstance(case, tuple) else (case,)
+        marks = [pytest.mark.nightly] if number >= first else []
+        marked.append(pytest.param(*values, marks=marks))
+    return marked
 
 
 def low_rank(m: int, n: int, rank: int, noise: float = 0.1, seed: int = 0) -> Array:

@@ -3,14 +3,18 @@
 import pytest
 
 from tests.chaos import EVENTS, try_once
+from tests.conftest import push
 
 
 @pytest.mark.parametrize(
     ("seed", "events"),
-    [
-        (10, ["kill_driver", "kill_worker", "damaged_run"]),
-        (18, ["kill_scheduler", "stop_worker", "two_drivers"]),
-    ],
+    push(
+        1,
+        [
+            (10, ["kill_driver", "kill_worker", "damaged_run"]),
+            (18, ["kill_scheduler", "stop_worker", "two_drivers"]),
+        ],
+    ),
 )
 def test_trial(seed: int, events: list[str]) -> None:
     """What happens is given; the call and the moments are the seed's."""

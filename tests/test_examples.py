@@ -101,6 +101,7 @@ def test_topics_of_real_news(tmp_path: Path) -> None:
         assert words in printed
 
 
+@pytest.mark.nightly
 def test_minerals_of_a_real_scene(tmp_path: Path) -> None:
     data("indian_pines.npz").close()
     told = ("--ranks", 5, "--restarts", 2, "--picture", tmp_path / "minerals.png")

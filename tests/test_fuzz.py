@@ -2,12 +2,13 @@
 
 import pytest
 
+from tests.conftest import push
 from tests.fuzz import run
 
 SEED, CALLS = 0, 100
 
 
-@pytest.mark.parametrize("first", range(0, CALLS, 10))
+@pytest.mark.parametrize("first", push(5, range(0, CALLS, 10)))
 def test_random_calls(first: int) -> None:
     for index in range(first, first + 10):
         run(SEED, index)

@@ -12,7 +12,7 @@ from sklearn.decomposition._nmf import _initialize_nmf
 import dask_nmf
 from dask_nmf.firstpass import first_pass
 from dask_nmf.init import NNDSVD, Given, NormalRows, Random, singular_triplets
-from tests.conftest import Array, low_rank
+from tests.conftest import Array, low_rank, push
 
 
 def _factors(start: Any, V: Array, rank: int, rows: int, seed: int = 0) -> tuple[Array, Array]:
@@ -60,7 +60,7 @@ def test_random_start_has_scikit_learns_scale() -> None:
 
 
 @pytest.mark.parametrize("init", ["random", "nndsvd", "nndsvda", "nndsvdar"])
-@pytest.mark.parametrize("dtype", ["f4", "f8", "u2"])
+@pytest.mark.parametrize("dtype", push(1, ["f4", "f8", "u2"]))
 def test_starts_do_not_depend_on_chunks(init: str, dtype: str) -> None:
     V = (low_rank(90, 40, 6) * 50).astype(dtype)
     runs = [

@@ -9,14 +9,14 @@ import zarr
 from sklearn.decomposition import non_negative_factorization
 
 import dask_nmf
-from tests.conftest import data, low_rank
+from tests.conftest import data, low_rank, push
 from tests.test_oracle import DEMO, PRINTED_ERROR
 
 
-@pytest.mark.parametrize("chunks", [(4, 5), (1, 5), (2, 2), (4, 1), (3, 4)])
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_the_demo_through_zarr(tmp_path: Path, chunks: tuple[int, int], seed: int) -> None:
-    zarr.create_array(tmp_path / "V.zarr", data=DEMO, chunks=chunks)
+@pytest.mark.parametrize("chunks", push(2, [[2, 2], [3, 4], [4, 5], [1, 5], [4, 1]]), ids=str)
+@pytest.mark.parametrize("seed", push(1, [1, 0, 2]))
+def test_the_demo_through_zarr(tmp_path: Path, chunks: list[int], seed: int) -> None:
+    zarr.create_array(tmp_path / "V.zarr", data=DEMO, chunks=tuple(chunks))
     result = dask_nmf.factorize(
         tmp_path / "V.zarr", 2, seed=seed, tol=1e-7, max_passes=3000, solver=dask_nmf.HALS(20)
     )
@@ -38,10 +38,12 @@ def test_best_known_errors_of_all_aml(rank: int, best: float) -> None:
         assert result.error == pytest.approx(best, abs=1e-11)
 
 
-@pytest.mark.parametrize("chunks", [(21025, 200), (1000, 200), (3000, 33), (21025, 1)])
-def test_indian_pines_on_any_chunking(tmp_path: Path, chunks: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    "chunks", push(1, [[3000, 33], [21025, 200], [1000, 200], [21025, 1]]), ids=str
+)
+def test_indian_pines_on_any_chunking(tmp_path: Path, chunks: list[int]) -> None:
     V = data("indian_pines.npz")["cube"].reshape(-1, 200)
-    zarr.create_array(tmp_path / "V.zarr", data=V, chunks=chunks)
+    zarr.create_array(tmp_path / "V.zarr", data=V, chunks=tuple(chunks))
     # Blocks of 21025 and of 3000 rows: sums differ in the last bits, the fit must not.
     result = dask_nmf.factorize(tmp_path / "V.zarr", 16, tol=0, max_passes=8)
     W = result.W.compute()

@@ -12,7 +12,7 @@ from sklearn.decomposition import NMF
 
 import dask_nmf
 from dask_nmf import HALS, MU, oracle
-from tests.conftest import Array, low_rank
+from tests.conftest import Array, low_rank, push
 
 
 def _objective(
@@ -72,7 +72,7 @@ def test_a_sweep_is_the_oracle_s(
 
 @pytest.mark.filterwarnings("ignore:Maximum number of iterations")  # scikit-learn's
 @pytest.mark.parametrize("solver", ["auto", "hals"])
-@pytest.mark.parametrize("l1_ratio", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("l1_ratio", push(1, [0.5, 0.0, 1.0]))
 def test_scikit_learn_s_minimum(solver: str, l1_ratio: float) -> None:
     V = low_rank(120, 30, 4, noise=0.1)
     alpha_W, alpha_H = 0.003, 0.001

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import dask
 import numpy as np
 import pytest
 import zarr
@@ -10,7 +11,7 @@ import zarr
 import dask_nmf
 from dask_nmf import checkpoint, errors, packing
 from dask_nmf.types import Ahead, Products, Seen, State, SweepRecord, Trust
-from tests.conftest import Array, counted, low_rank
+from tests.conftest import Array, counted, low_rank, push
 from tests.resuming import DATA, FEW, Killed, assert_same, killing, until_done
 
 
@@ -36,13 +37,14 @@ def large_factor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize(
     ("solver", "init"),
-    [("auto", "random"), ("auto", "nndsvda"), ("hals", "nndsvda"), ("mu", "random")],
+    push(2, [("auto", "random"), ("hals", "nndsvda"), ("auto", "nndsvda"), ("mu", "random")]),
 )
 def test_killed_and_resumed_is_the_same(
     V: Path, tmp_path: Path, scheduler: str, solver: str, init: str
 ) -> None:
     options = {**FEW, "solver": solver, "init": init}
-    expected = dask_nmf.factorize(V, 5, **options)
+    with dask.config.set(scheduler="synchronous"):
+        expected = dask_nmf.factorize(V, 5, **options)
     found = until_done(V, 5, killing(1, 2, 4), out=tmp_path / "out.zarr", **options)
     assert_same(found, expected)
     assert found.resumed_from == found.history[3].passes, scheduler
@@ -103,18 +105,21 @@ class Fuse:
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize(
     ("method", "number"),
-    [
-        ("once", 1),
-        ("stored", 1),
-        ("new_W", 1),
-        ("new_W", 3),
-        ("save", 1),
-        ("save", 4),
-        ("_commit", 1),
-        ("_commit", 3),
-        ("_collect", 2),
-        ("delete", 1),
-    ],
+    push(
+        7,
+        [
+            ("once", 1),
+            ("stored", 1),
+            ("new_W", 3),
+            ("save", 4),
+            ("_commit", 3),
+            ("_collect", 2),
+            ("delete", 1),
+            ("_commit", 1),
+            ("new_W", 1),
+            ("save", 1),
+        ],
+    ),
 )
 def test_between_any_two_steps(
     V: Path,
@@ -127,7 +132,7 @@ def test_between_any_two_steps(
     after: bool,
 ) -> None:
     fuse = Fuse(monkeypatch, method, number, after)
-    with pytest.raises(Killed):
+    with pytest.raises(Killed), dask.config.set(scheduler="synchronous"):
         dask_nmf.factorize(V, 5, out=tmp_path / "out.zarr", **FEW)
     assert fuse.calls == number
     found = dask_nmf.factorize(V, 5, out=tmp_path / "out.zarr", **FEW)

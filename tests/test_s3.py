@@ -17,6 +17,7 @@ from zarr.storage import LocalStore, MemoryStore, StorePath
 
 import dask_nmf
 from dask_nmf import commits
+from tests.conftest import push
 from tests.damage import Bits, bits
 from tests.s3 import CLIENTS, KEY, SECRET, Bucket, Proxy, point_to, url
 from tests.s3_runs import OPTIONS, Killed, V, kill_at, run
@@ -24,10 +25,10 @@ from tests.s3_runs import OPTIONS, Killed, V, kill_at, run
 # zarr leaves what it has not begun to write, when another of its writes fails.
 pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. <coroutine")
 
-WAYS = ["url", "s3fs", "obstore"]
+WAYS = ["url", "obstore", "s3fs"]
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", push(2, WAYS))
 def test_same_bits_as_on_a_disk(stored: Bucket, expected: Bits, way: str, tmp_path: Path) -> None:
     result = run(way, stored)
     assert bits(result) == expected
@@ -37,7 +38,7 @@ def test_same_bits_as_on_a_disk(stored: Bucket, expected: Bits, way: str, tmp_pa
     assert set(stored.names("out.zarr/")) == files  # nothing of the run is left
 
 
-@pytest.mark.parametrize("way", ["url", "obstore"])
+@pytest.mark.parametrize("way", push(1, ["url", "obstore"]))
 def test_killed_and_resumed(stored: Bucket, expected: Bits, way: str) -> None:
     for sweep in (1, 3):
         with pytest.raises(Killed):
@@ -134,7 +135,7 @@ def test_no_such_bucket(bucket: Bucket) -> None:
         dask_nmf.factorize("s3://nowhere/V.zarr", 3)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", push(1, WAYS))
 def test_secrets_are_stored_nowhere(
     stored: Bucket, caplog: pytest.LogCaptureFixture, way: str
 ) -> None:
@@ -211,7 +212,7 @@ print(result.resumed_from)
 """
 
 
-@pytest.mark.parametrize("way", ["url", "obstore"])
+@pytest.mark.parametrize("way", push(1, ["obstore", "url"]))
 def test_two_drivers(stored: Bucket, expected: Bits, way: str) -> None:
     """What the second commits is seen by the first, whatever that one has listed before."""
 

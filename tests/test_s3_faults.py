@@ -1,7 +1,6 @@
 """A server that fails now and then, or for a while: the same bits, or an error that says so."""
 
 from collections.abc import Callable, Iterator
-from itertools import product
 from typing import Any
 
 import pytest
@@ -10,6 +9,7 @@ from zarr.storage import StorePath
 
 import dask_nmf
 from dask_nmf import commits
+from tests.conftest import push
 from tests.damage import Bits, bits
 from tests.s3 import CLIENTS, Bucket, Proxy, point_to, url
 from tests.s3_runs import OPTIONS, run
@@ -79,7 +79,8 @@ FAULTS: dict[str, dict[str, float]] = {
 
 
 @pytest.mark.parametrize(
-    ("way", "faults"), [("url", "cut"), ("url", "all"), ("obstore", "lost"), ("obstore", "all")]
+    ("way", "faults"),
+    push(2, [("url", "all"), ("obstore", "lost"), ("url", "cut"), ("obstore", "all")]),
 )
 def test_faults(through: Callable[..., Proxy], expected: Bits, way: str, faults: str) -> None:
     proxy, told = through(seed=len(faults), **FAULTS[faults]), list[str]()
@@ -112,11 +113,17 @@ def test_a_server_that_does_not_answer(stored: Bucket, expected: Bits, client: s
 
 @pytest.mark.parametrize(
     ("way", "only"),
-    [
-        *product(["url", "obstore"], ["/V.zarr/c/", "commit-"]),
-        ("url", "PUT .*/W-"),
-        ("obstore", "/state-"),
-    ],
+    push(
+        4,
+        [
+            ("obstore", "/V.zarr/c/"),
+            ("url", "commit-"),
+            ("url", "PUT .*/W-"),
+            ("obstore", "/state-"),
+            ("obstore", "commit-"),
+            ("url", "/V.zarr/c/"),
+        ],
+    ),
 )
 def test_an_outage_in_the_middle(
     through: Callable[..., Proxy], expected: Bits, way: str, only: str
@@ -135,7 +142,7 @@ def test_an_outage_in_the_middle(
     assert bits(result) == expected
 
 
-@pytest.mark.parametrize("way", ["url", "obstore"])
+@pytest.mark.parametrize("way", push(1, ["obstore", "url"]))
 def test_an_outage_at_the_beginning_and_at_the_end(
     through: Callable[..., Proxy], expected: Bits, way: str
 ) -> None:

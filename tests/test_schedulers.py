@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_info
 import dask_nmf
 from dask_nmf import stream, tasks
 from dask_nmf.blas import one_blas_thread
-from tests.conftest import Array, counted, low_rank
+from tests.conftest import Array, counted, low_rank, push
 
 pytestmark = pytest.mark.usefixtures("nothing_kept")
 
@@ -53,7 +53,7 @@ def test_same_bits(
     assert [r.error for r in result.history] == [r.error for r in expected.history]
 
 
-@pytest.mark.parametrize(("workers", "threads"), [(3, 1), (1, 4)])
+@pytest.mark.parametrize(("workers", "threads"), push(1, [(3, 1), (1, 4)]))
 def test_same_bits_on_any_cluster(
     V: Path, in_sequence: dict[str, dask_nmf.Result], workers: int, threads: int
 ) -> None:
