@@ -119,7 +119,7 @@ def cluster() -> Iterator[Any]:
         yield running.scheduler_address
 
 
-@pytest.fixture(params=["synchronous", "threads", "cluster"])
+@pytest.fixture(params=push(2, ["threads", "cluster", "synchronous"]))
 def scheduler(request: pytest.FixtureRequest) -> Iterator[str]:
     """The test runs once under each of dask's schedulers."""
     if request.param == "cluster":

@@ -16,7 +16,7 @@ from scipy.optimize import minimize
 import dask_nmf
 from dask_nmf import HALS, MU, Newton, oracle, stream
 from dask_nmf.simplex import on_simplex
-from tests.conftest import Array, low_rank
+from tests.conftest import Array, low_rank, push
 from tests.resuming import FEW, assert_same, killing, until_done
 
 
@@ -159,7 +159,7 @@ def test_the_simplex_against_scipy() -> None:
 
 
 @pytest.mark.parametrize("solver", ["auto", "hals", "mu"])
-@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("transposed", push(1, [True, False]))
 def test_shares(tmp_path: Path, solver: str, transposed: bool) -> None:
     random = np.random.default_rng(2)
     shape, chunks = ((60, 700), (60, 70)) if transposed else ((700, 60), (70, 60))

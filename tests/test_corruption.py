@@ -18,7 +18,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 
 import dask_nmf
 from dask_nmf import commits, errors
-from tests.conftest import low_rank
+from tests.conftest import low_rank, push
 from tests.damage import DAMAGES, Bits, Damage, Folder, Place, apply, bits, judge, replaced, restore
 from tests.s3 import url
 from tests.s3_runs import Killed, kill_at
@@ -171,7 +171,7 @@ ON_S3 = {
 }
 
 
-@pytest.mark.parametrize("moment", ON_S3)
+@pytest.mark.parametrize("moment", push(1, ON_S3))
 def test_everything_on_s3(bucket: Any, moment: str) -> None:
     case = make_case(bucket, url("V.zarr"), url("out.zarr"), CODECS["crc32c"])
     objects, patterns = getattr(case, moment), STOPPED if moment == "stopped" else FINISHED

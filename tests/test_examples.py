@@ -94,6 +94,7 @@ def test_without_matplotlib_there_is_no_picture(tmp_path: Path) -> None:
     assert not path.exists()
 
 
+@pytest.mark.nightly
 def test_topics_of_real_news(tmp_path: Path) -> None:
     data("bbc_news_counts.npz").close()
     told = ("--ranks", 5, "--restarts", 2, "--picture", tmp_path / "topics.png")

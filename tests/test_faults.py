@@ -24,7 +24,7 @@ from dask_nmf import loop
 from dask_nmf.blocks import Grid, even
 from dask_nmf.errors import ClusterLost, PoisonBlock
 from dask_nmf.watch import _Watch, compute
-from tests.conftest import low_rank
+from tests.conftest import low_rank, push
 from tests.processes import Call, Process, Processes, wait_until
 from tests.stores import CountingStore, PoisonStore, SlowStore
 
@@ -108,7 +108,7 @@ def test_a_killed_worker_costs_its_part_of_a_pass(
     assert reads.total() < PASSES * BLOCKS + BLOCKS  # what the other worker has made stays
 
 
-@pytest.mark.parametrize("how", ["stopped", "killed"])
+@pytest.mark.parametrize("how", push(1, ["killed", "stopped"]))
 def test_no_worker_is_left(slow: Any, V: Path, tmp_path: Path, expected: str, how: str) -> None:
     """Not a wait for ever; and what was committed is there for the next call."""
     run = call(slow, tmp_path / "out.zarr", **{"dask_nmf.patience": 4})

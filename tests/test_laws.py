@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 import dask_nmf
 from dask_nmf import oracle, stream
 from dask_nmf.solvers import HALS, MU, Solver
-from tests.conftest import Array, low_rank
+from tests.conftest import Array, low_rank, push
 
-SOLVERS: list[Solver] = [MU(), MU(inner=3), HALS(inner=1), HALS()]
+SOLVERS: list[Solver] = [MU(), HALS(), MU(inner=3), HALS(inner=1)]
 QUIET: dict[str, Any] = {"tol": 0, "max_passes": 5}
 
 
@@ -139,7 +139,7 @@ def test_half_steps_on_empty_chunks() -> None:
     close(dask_nmf.update_H(V, lazy, H).compute(), oracle.update_H(V, W, H))
 
 
-@pytest.mark.parametrize("solver", SOLVERS, ids=repr)
+@pytest.mark.parametrize("solver", push(2, SOLVERS), ids=repr)
 @given(case=cases((1e-8, 1.0, 1e8)))
 def test_nonnegative_monotone_and_the_true_error(solver: Solver, case: Case) -> None:
     result = dask_nmf.factorize(
@@ -189,7 +189,7 @@ def test_exact_data_is_recovered(solver: Solver, reached: float) -> None:
 
 @pytest.mark.parametrize("dtype", ["f4", "f8"])
 @pytest.mark.parametrize("noise", [1e-1, 1e-2, 1e-4, 1e-6])
-@pytest.mark.parametrize("solver", ["auto", "hals"])
+@pytest.mark.parametrize("solver", push(1, ["auto", "hals"]))
 def test_reported_error_is_true_to_four_digits_at_any_fit(
     dtype: str, noise: float, solver: str
 ) -> None:

@@ -60,11 +60,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("chunks", "codec", "dtype", "run"),
     push(
-        3,
+        2,
         [
-            ("columns", "lz4", "float32", {"memory": "500MB"}),
             ("shards", "zstd", "uint16", {}),
             ("rows", "lz4", "float32", {"processes": 1, "threads": 1, "block_rows": 2_000}),
+            ("columns", "lz4", "float32", {"memory": "500MB"}),
             ("rows", "lz4", "float32", {}),
             ("rows", "none", "float32", {"threads": 4}),
             ("squares", "zstd", "float64", {}),
@@ -112,7 +112,7 @@ def test_a_model_of_a_sample_of_rows_is_within_the_plan(folder: Path) -> None:
     assert found["measured"] <= 326_000_000
 
 
-@pytest.mark.parametrize("more", push(2, [{}, {"held_out": 0.1}, {"perturb": 0.1}]), ids=str)
+@pytest.mark.parametrize("more", push(1, [{}, {"held_out": 0.1}, {"perturb": 0.1}]), ids=str)
 def test_many_runs_in_a_stream_are_within_their_plan(folder: Path, more: dict[str, Any]) -> None:
     V = make(folder / "rows-lz4-float32", *SHAPE, "float32", "lz4", CHUNKS["rows"])
     check(V, near=3.0 if more else 1.5, restarts=3, rank=8, memory="2GB", **more)
@@ -157,7 +157,7 @@ def test_W_larger_than_memory_is_refused_unless_it_has_a_place() -> None:
 
 @pytest.mark.parametrize(
     ("solver", "weighed"),
-    push(2, [("mu", False), ("newton", True), ("mu", True), ("newton", False)]),
+    push(1, [("newton", True), ("mu", False), ("mu", True), ("newton", False)]),
 )
 def test_other_losses_are_within_the_plan(folder: Path, solver: str, weighed: bool) -> None:
     V = make(folder / "rows-lz4-float32", *SHAPE, "float32", "lz4", CHUNKS["rows"])
@@ -174,7 +174,7 @@ def test_other_losses_are_within_the_plan(folder: Path, solver: str, weighed: bo
     assert found["measured"] <= 450e6
 
 
-@pytest.mark.parametrize("solver", push(1, ["newton", "mu"]))
+@pytest.mark.parametrize("solver", push(1, ["mu", "newton"]))
 def test_sparse_losses_are_within_the_plan(folder: Path, solver: str) -> None:
     V = folder / "cells.zarr"
     if not V.exists():
@@ -186,6 +186,6 @@ def test_sparse_losses_are_within_the_plan(folder: Path, solver: str) -> None:
             group.create_array(name, data=getattr(cells, name), chunks=(2**18,))
     run: dict[str, Any] = {"loss": "kullback-leibler", "solver": solver, "passes": 2}
     if solver == "newton":
-        run["rank"] = 8
+        run |= {"rank": 8, "passes": 3}
     found = check(str(V), near=1.9, memory="550MB", **run)
     assert found["measured"] <= 550e6

@@ -102,22 +102,31 @@ class Fuse:
         monkeypatch.setattr(checkpoint.Run, name, method)
 
 
-@pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize(
-    ("method", "number"),
+    ("method", "number", "after"),
     push(
-        7,
+        10,
         [
-            ("once", 1),
-            ("stored", 1),
-            ("new_W", 3),
-            ("save", 4),
-            ("_commit", 3),
-            ("_collect", 2),
-            ("delete", 1),
-            ("_commit", 1),
-            ("new_W", 1),
-            ("save", 1),
+            ("once", 1, True),
+            ("stored", 1, False),
+            ("new_W", 1, False),
+            ("new_W", 3, True),
+            ("save", 1, True),
+            ("save", 4, False),
+            ("_commit", 1, False),
+            ("_commit", 3, True),
+            ("_collect", 2, False),
+            ("delete", 1, True),
+            ("once", 1, False),
+            ("stored", 1, True),
+            ("new_W", 1, True),
+            ("new_W", 3, False),
+            ("save", 1, False),
+            ("save", 4, True),
+            ("_commit", 1, True),
+            ("_commit", 3, False),
+            ("_collect", 2, True),
+            ("delete", 1, False),
         ],
     ),
 )

@@ -55,7 +55,7 @@ def test_servers_that_do_not_say_which_condition(bucket: Bucket, client: str) ->
         assert proxy.done == {"refused": 1}
 
 
-@pytest.mark.parametrize("way", ["url", "obstore"])
+@pytest.mark.parametrize("way", push(1, ["url", "obstore"]))
 def test_a_server_that_overlooks_conditions(
     through: Callable[..., Proxy], expected: Bits, way: str
 ) -> None:
@@ -114,7 +114,7 @@ def test_a_server_that_does_not_answer(stored: Bucket, expected: Bits, client: s
 @pytest.mark.parametrize(
     ("way", "only"),
     push(
-        4,
+        3,
         [
             ("obstore", "/V.zarr/c/"),
             ("url", "commit-"),

@@ -14,7 +14,7 @@ import zarr
 import dask_nmf
 from dask_nmf import blas, checkpoint, commits, resume
 from dask_nmf.types import SweepRecord
-from tests.conftest import low_rank
+from tests.conftest import low_rank, push
 from tests.resuming import DATA, FEW, Killed, assert_same, killing
 
 
@@ -113,7 +113,7 @@ def _rewrite(V: Path, value: float | None) -> None:
     os.utime(V / "c" / "5" / "0", ns=(1, 1))
 
 
-@pytest.mark.parametrize("finished", [False, True])
+@pytest.mark.parametrize("finished", push(1, [False, True]))
 def test_V_that_has_changed_is_noticed(V: Path, tmp_path: Path, finished: bool) -> None:
     out, expected = tmp_path / "out.zarr", dask_nmf.factorize(V, 5, **FEW)
     if finished:

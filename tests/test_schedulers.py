@@ -97,7 +97,7 @@ def test_inside_a_task_of_another_job(
         assert client.submit(_job, V).result(timeout=60) == (in_sequence["hals"].error, cluster)
 
 
-@pytest.mark.parametrize("solver", ["auto", "hals"])
+@pytest.mark.parametrize("solver", push(1, ["auto", "hals"]))
 @pytest.mark.parametrize("chunks", CHUNKS)
 def test_one_read_per_chunk_and_sweep(
     tmp_path: Path, scheduler: str, chunks: str, solver: str

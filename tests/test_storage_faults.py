@@ -14,7 +14,7 @@ from zarr.storage import LocalStore
 import dask_nmf
 from dask_nmf.blocks import Grid, even
 from dask_nmf.output import Output
-from tests.conftest import low_rank
+from tests.conftest import low_rank, push
 from tests.mishaps import fill, mounted, unmounted
 from tests.processes import Call, Processes, digest, wait_until
 from tests.stores import CountingStore, FailingStore, SlowStore
@@ -57,7 +57,7 @@ CAUSES = {
 }
 
 
-@pytest.mark.parametrize("code", CAUSES, ids=errno.errorcode.get)
+@pytest.mark.parametrize("code", push(3, CAUSES), ids=errno.errorcode.get)
 def test_out_cannot_be_written_any_more(V: Path, tmp_path: Path, expected: str, code: int) -> None:
     out, order = tmp_path / "out.zarr", tmp_path / "order"
     with pytest.raises(dask_nmf.StorageFailed) as caught:
@@ -134,7 +134,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     unmounted(tmp_path / "disk")
 
 
-@pytest.mark.parametrize("how", ["full", "read-only"])
+@pytest.mark.parametrize("how", push(1, ["full", "read-only"]))
 def test_a_disk_that_workers_write_to(
     V: Path, disk: Path, tmp_path: Path, expected: str, how: str
 ) -> None:
