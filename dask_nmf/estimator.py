@@ -5,9 +5,11 @@ Needs scikit-learn (``pip install "dask_nmf[sklearn]"``), which nothing else her
 
 import os
 import warnings
+from contextlib import nullcontext
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
+import dask
 import dask.array as da
 import numpy as np
 import zarr
@@ -24,7 +26,7 @@ from dask_nmf.running import carried_out
 from dask_nmf.solvers import HALS, MU, LookAhead
 from dask_nmf.transforming import transform
 from dask_nmf.types import AnyArray, DaskArray, SweepRecord, working_dtype
-from dask_nmf.watch import compute
+from dask_nmf.watch import active_client, compute
 from dask_nmf.wording import CD_LOSS, IGNORED, MU_AND_ZEROS, NOT_CONVERGED, ZEROS
 
 try:
@@ -231,15 +233,16 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # 
         self._n_components = _rank(self.n_components, matrix, H if self.init == "custom" else None)
         job = self._job(matrix, W, H)
         result = carried_out(job, self.out, callback=_printed if self.verbose else None)
+        W = _as_given(result.W, like)
         self.components_ = np.asarray(result.H)
         self.n_components_ = len(self.components_)
-        self.reconstruction_err_ = _distance(result, job)
+        self.reconstruction_err_ = _distance(result, W, job)
         self.history_ = result.history
         self.n_iter_ = len(result.history)
         self.converged_ = result.status.converged
         if not self.converged_ and self.tol > 0:
             warnings.warn(NOT_CONVERGED % self.max_iter, ConvergenceWarning, stacklevel=3)
-        return _as_given(result.W, like)
+        return W
 
     def _job(self, matrix: Matrix, W: Any, H: Any) -> Job:
         loss, solver = self._loss(), _SOLVERS[self.solver]
@@ -318,13 +321,15 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # 
 def _as_given(W: DaskArray, like: Any) -> AnyArray:
     """numpy for what was in memory; for a dask X in its blocks of rows."""
     if like is None:
-        return np.asarray(compute(W)[0])
+        at_hand = W.npartitions == 1 and active_client() is None  # not worth a thread
+        with dask.config.set(scheduler="synchronous") if at_hand else nullcontext():
+            return np.asarray(compute(W)[0])
     return W.rechunk((like.chunks[0], -1)) if isinstance(like, da.Array) else W
 
 
-def _distance(result: Result, job: Job) -> float:
+def _distance(result: Result, W: AnyArray, job: Job) -> float:
     """sqrt(2 D(X, W H)): what was minimized, without the penalties."""
-    found, W, H, terms = result.history[-1].objective or 0.0, result.W, result.H, job.terms
+    found, H, terms = result.history[-1].objective or 0.0, result.H, job.terms
     if terms.W:
         found -= terms.W.value(*(float(x) for x in compute(W.sum(dtype="f8"), (W**2).sum())))
     if terms.H:

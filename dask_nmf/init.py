@@ -336,8 +336,13 @@ class Given:
             names, matrices = ["H0", "W0"], [matrices[1].T, matrices[0].T]
         heights, widths = V.chunks[0], (V.shape[1],)
         W = matrices[0].blocks(Grid(heights, (rank,))).astype(V.dtype)
-        H = compute(matrices[1].blocks(Grid((rank,), widths)))[0]
-        _check_values(names[0], *compute(W.min(), W.sum(dtype=np.float64)))
+        plain = [x.source.T if x.transposed else x.source for x in matrices]
+        if all(isinstance(x, np.ndarray) for x in plain):  # at hand: no graph
+            H, low, total = plain[1], plain[0].min(), plain[0].sum(dtype=np.float64)
+        else:
+            H = matrices[1].blocks(Grid((rank,), widths))
+            H, low, total = compute(H, W.min(), W.sum(dtype=np.float64))
+        _check_values(names[0], low, total)
         _check_values(names[1], H.min(), H.sum(dtype=np.float64))
         return W, np.array(H, dtype=V.dtype, order="C")
 

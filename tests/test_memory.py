@@ -157,7 +157,7 @@ def test_W_larger_than_memory_is_refused_unless_it_has_a_place() -> None:
 
 @pytest.mark.parametrize(
     ("solver", "weighed"),
-    push(1, [("newton", True), ("mu", False), ("mu", True), ("newton", False)]),
+    push(1, [("mu", True), ("newton", True), ("mu", False), ("newton", False)]),
 )
 def test_other_losses_are_within_the_plan(folder: Path, solver: str, weighed: bool) -> None:
     V = make(folder / "rows-lz4-float32", *SHAPE, "float32", "lz4", CHUNKS["rows"])
@@ -184,8 +184,8 @@ def test_sparse_losses_are_within_the_plan(folder: Path, solver: str) -> None:
         group.attrs.update(told | {"shape": [60_000, 2_000]})
         for name in ("data", "indices", "indptr"):
             group.create_array(name, data=getattr(cells, name), chunks=(2**18,))
-    run: dict[str, Any] = {"loss": "kullback-leibler", "solver": solver, "passes": 2}
+    run: dict[str, Any] = {"loss": "kullback-leibler", "solver": solver, "passes": 3}
     if solver == "newton":
-        run |= {"rank": 8, "passes": 3}
+        run["rank"] = 8
     found = check(str(V), near=1.9, memory="550MB", **run)
     assert found["measured"] <= 550e6
