@@ -285,7 +285,12 @@ def blockwise(function: Any, out: str, *args: Any, dtype: Any = np.float64, **kw
 def sum_blocks(partial: DaskArray) -> DaskArray:
     meta = np.empty((0,) * (partial.ndim - 1))
     how: Any = {"axis": 0, "dtype": np.float64, "split_every": FAN_IN, "meta": meta}
-    return da.reduction(partial, chunk=add, aggregate=add, name="nmf-sum", **how)
+    # A partial is not made float64 before it travels.
+    return da.reduction(partial, _alone, add, combine=add, name="nmf-sum", **how)
+
+
+def _alone(partial: Array, **_: Any) -> Array:
+    return partial
 
 
 def _improve(

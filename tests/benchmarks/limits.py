@@ -6,17 +6,16 @@ the same chunk for every key, after a sleep that stands for what a read costs.
 `--workers`: seconds of a sweep beside a bare read of V by the same workers, for 1, 2 and 4 of them.
 `--tasks`: for so many blocks, processor time of the scheduler, the driver and the workers in a
 sweep, and what it adds to their memory.
-`--wire`: bytes that a sweep moves, on an interface that nobody else uses (`unshare -n`, then
-`ip link set lo up`).
+`--moved`: bytes that workers have from each other in a sweep, beside the formula.
 """
 
 import argparse
 import tempfile
 import time
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -137,35 +136,42 @@ def by_tasks(counts: list[int]) -> None:
     table("a sweep over blocks of 512 bytes", [*heads, "scheduler, MB", "driver, MB"], rows)
 
 
-def _on_the_wire() -> int:
-    line = next(x for x in Path("/proc/net/dev").read_text().splitlines() if "lo:" in x)
-    return int(line.split()[1])
+def _fetched(dask_worker: Any = None) -> dict[str, int]:
+    """Bytes that a worker has had from others, by what they are."""
+    found: Counter[str] = Counter()
+    kinds = {"blocks": "V", "nmf-improve": "W", "nmf-sum": "sums", "array": "H"}
+    for transfer in dask_worker.transfer_incoming_log:
+        for key, size in transfer["keys"].items():
+            name = str(key).strip("('")
+            found[next((k for begin, k in kinds.items() if name.startswith(begin)), "rest")] += size
+    return dict(found)
 
 
-def on_the_wire() -> None:
+def between_workers() -> None:
     rows = []
-    for workers, blocks, columns, rank in (
-        *((2, 64, 4096, 16), (4, 64, 4096, 16), (4, 256, 4096, 16), (4, 64, 16384, 16)),
-        *((4, 256, 64, 2),),
+    for workers, blocks, columns, rank, size in (
+        *((2, 32, 4096, 16, 2**24), (4, 32, 4096, 16, 2**24), (4, 32, 16384, 16, 2**24)),
+        *((4, 32, 4096, 64, 2**24), (4, 32, 4096, 16, 2**18)),
     ):
-        V = simulated(blocks, 64, columns, 0.0)
-        told: list[int] = []
-        with processes(workers):
-            note = partial(_note, told)
-            factorize(V, rank, solver=MU(), block_rows=64, tol=0, max_passes=4, callback=note)
-        measured = float(np.median(np.diff(told)))
+        height = size // columns
+        V = simulated(blocks, height, columns, READ_SECONDS)
+        told: list[Counter[str]] = []
+        with processes(workers) as client:
+
+            def note(_: SweepRecord, client: Client = client, told: Any = told) -> None:
+                told.append(sum(map(Counter, client.run(_fetched).values()), Counter()))
+
+            factorize(V, rank, solver=MU(), block_rows=height, tol=0, max_passes=5, callback=note)
+        sweep = {kind: (told[-1][kind] - told[0][kind]) / (len(told) - 1) / 1e6 for kind in "VHW"}
+        moved = (told[-1]["sums"] - told[0]["sums"]) / (len(told) - 1) / 1e6
         sums = blocks * rank * columns * 4  # the partial products are in V's dtype
         higher = sum(-(-blocks // 8**level) for level in (1, 2, 3)) * rank * columns * 8
-        formula = (1 - 1 / workers) * (sums + higher) + workers * rank * columns * 4
-        rows.append([workers, blocks, columns, rank, measured / 1e6, formula / 1e6])
-        rows[-1].append((measured - formula) / blocks / 1e3)
+        formula = (1 - 1 / workers) * (sums + higher) / 1e6
+        shape = f"{blocks} x {4 * size / 2**20:g} MiB, n = {columns:,}, k = {rank}"
+        rows.append([workers, shape, sweep["V"], sweep["W"], sweep["H"], moved, formula])
         print(*rows[-1], flush=True)
-    heads = ["workers", "blocks", "n", "k", "MB of a sweep", "formula", "rest, kB a block"]
-    table("bytes on the wire", heads, rows)
-
-
-def _note(told: list[int], _: SweepRecord) -> None:
-    told.append(_on_the_wire())
+    heads = ["workers", "V", "V, MB", "W, MB", "H, MB", "sums, MB", "by the formula, at most"]
+    table("what workers have from each other in a sweep", heads, rows)
 
 
 def main() -> None:
@@ -173,7 +179,7 @@ def main() -> None:
     parser.add_argument("--workers", action="store_true")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tasks", type=int, nargs="*", help="numbers of blocks")
-    parser.add_argument("--wire", action="store_true")
+    parser.add_argument("--moved", action="store_true")
     options = parser.parse_args()
     warnings.simplefilter("ignore", ConvergenceWarning)
     fitting._SPARE = 0.0  # nothing of V stays in memory
@@ -182,8 +188,8 @@ def main() -> None:
             by_workers(options.rounds)
         if options.tasks:
             by_tasks(options.tasks)
-        if options.wire:
-            on_the_wire()
+        if options.moved:
+            between_workers()
 
 
 if __name__ == "__main__":
