@@ -198,8 +198,8 @@ def _scheduler(address: str | None) -> Iterator[Any]:
     elif "://" in address:
         from distributed import Client  # takes a second: only when asked for
 
-        try:
-            client = Client(address, timeout=30)
+        try:  # one that fails must not be dask's default
+            Client(address, timeout=30, set_as_default=False).close()
         except Exception as error:  # of many types, as distributed's connections may fail
             raise RuntimeError(
                 f"--scheduler: no connection to a scheduler at {address}: "
@@ -207,7 +207,7 @@ def _scheduler(address: str | None) -> Iterator[Any]:
                 "address is tls://..., and dask's configuration names certificate and key "
                 "(distributed.comm.tls)"
             ) from error
-        with client:
+        with Client(address, timeout=30) as client:
             yield client
     elif address in ("threads", "synchronous"):
         with dask.config.set(scheduler=address):

@@ -107,6 +107,20 @@ def test_bad_input(
     assert printed.out == ""
 
 
+def test_a_scheduler_that_does_not_answer_is_not_asked_again() -> None:
+    """A client that has failed would be dask's default as long as its error is held."""
+    from distributed import Client
+
+    with (
+        pytest.raises(RuntimeError, match="no connection") as failed,
+        cli._scheduler("tls://127.0.0.1:1"),
+    ):
+        raise AssertionError
+    with pytest.raises(ValueError, match="No clients found"):
+        Client.current()
+    assert failed.value.__cause__ is not None
+
+
 def test_the_best_of_several(V: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, few = V.parent / "out.zarr", ("--rank", 3, "--max-passes", 4, "--restarts", 3)
     assert _run("fit", V, out, *few, "--perturb", 0.2) == cli.DONE
