@@ -166,7 +166,7 @@ def test_fields_of_V_that_zarr_does_not_know(on_disk: Case, field: str) -> None:
 # moto takes a second for a run, and what a store gives is all that differs: one of each kind of
 # object (a chunk and metadata of V, of a factor, of a record), each in one way.
 ON_S3 = {
-    "stopped": ["chunk of V", "W", "commit", "chunk of a state", "epoch"],
+    "stopped": ["chunk of V", "W", "commit"],
     "finished": ["chunk of W", "W", "chunk of the errors", "results"],
 }
 
