@@ -25,7 +25,7 @@ dask.config.refresh()
 # The same cases on every run, and no deadline: a first dask graph takes longer than the others.
 settings.register_profile(
     "push",
-    max_examples=10,
+    max_examples=15,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow],

@@ -18,10 +18,8 @@ from tests.resuming import assert_same
 
 DATA = low_rank(300, 40, 4, noise=0.5)
 FEW: dict[str, Any] = {"tol": 0, "max_passes": 5, "seed": 7}
-KINDS, LOSSES = (
-    ("numpy", "zarr", "dask", "sparse", "csc", "tall"),
-    ("frobenius", "kullback-leibler"),
-)
+KINDS = ("numpy", "zarr", "dask", "sparse", "csc", "tall")
+LOSSES = ("frobenius", "kullback-leibler")
 EVERY = np.arange(300)[:, np.newaxis], np.arange(40)[np.newaxis]
 
 

@@ -195,7 +195,7 @@ def test_close_fits_are_measured_in_tiles_and_on_the_transpose(tmp_path: Path, t
         dense = low_rank(*shape, RANK, noise=1e-6).astype(np.float32)
         V = zarr.create_array(tmp_path / f"{shape[0]}.zarr", data=dense, chunks=(25, 25))
         with dask_threads(2):
-            result = dask_nmf.factorize(V, RANK, memory=limit, tol=0, max_passes=30)
+            result = dask_nmf.factorize(V, RANK, memory=limit, tol=0, max_passes=60)
         assert result.plan is not None
         assert result.plan.transposed or result.plan.reads_per_sweep == 2
         W, H, exact = (x.astype(float) for x in (result.W.compute(), result.H, dense))

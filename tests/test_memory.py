@@ -174,7 +174,7 @@ def test_other_losses_are_within_the_plan(folder: Path, solver: str, weighed: bo
     assert found["measured"] <= 450e6
 
 
-@pytest.mark.parametrize("solver", push(1, ["mu", "newton"]))
+@pytest.mark.parametrize("solver", push(1, ["newton", "mu"]))
 def test_sparse_losses_are_within_the_plan(folder: Path, solver: str) -> None:
     V = folder / "cells.zarr"
     if not V.exists():
@@ -187,5 +187,5 @@ def test_sparse_losses_are_within_the_plan(folder: Path, solver: str) -> None:
     run: dict[str, Any] = {"loss": "kullback-leibler", "solver": solver, "passes": 3}
     if solver == "newton":
         run["rank"] = 8
-    found = check(str(V), near=2.0, memory="550MB", **run)
+    found = check(str(V), near=1.9, memory="550MB", **run)
     assert found["measured"] <= 550e6
