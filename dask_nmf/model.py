@@ -23,7 +23,7 @@ import numpy as np
 
 from dask_nmf.descent import LowRank
 from dask_nmf.geometry import START_ROWS, START_ROWS_PER_COMPONENT, sample_size, sketch_width
-from dask_nmf.solvers import LookAhead, half_step, pseudo_inverse
+from dask_nmf.solvers import pseudo_inverse
 from dask_nmf.terms import NO_TERMS, Terms
 from dask_nmf.types import Array, Seen, Sketch, Sums, Trust
 
@@ -85,7 +85,7 @@ def look_from_start(
         model, left=model.left[_some(random, rows, some)], share=model.share * some / rows
     )
     least = _least_gain(sketch)
-    tried = [(np.inf, few.best_W(start), start) for start in starts]
+    tried = [(np.inf, few.first_W(start), start) for start in starts]
     while len(tried) > 1:
         ended: list[tuple[float, Array, Array]] = []
         for _, W, H in tried:
@@ -153,8 +153,7 @@ def _sketched(sketch: Sketch, sums: Sums, terms: Terms) -> LowRank:
 
 def _shifted(model: LowRank, H: Array, seen: Seen, sums: Sums) -> tuple[LowRank, Array]:
     """A sample's model; its gradient in H, and its value, are shifted to V's at seen.H."""
-    of_W = model.terms.W
-    W = half_step(LookAhead(), model.best_W(H), model.numer(H), H @ H.T, of_W)
+    W = model.best_W(H)
     true = seen.products
     mine = model.products(W)
     shift = (true.WtW @ H - true.WtV) - (mine.WtW @ H - mine.WtV)

@@ -66,7 +66,8 @@ def in_streams(
         make_scan_places(out, ranks, matrix.uri)
     alike = not options.get("perturb")
     runs = [(k, seed) for k in ranks for seed in seeds]
-    streams = _streams(runs, plans, memory, alike)
+    limit = limit_of(None if memory is None else parse_memory(memory), active_scheduler())
+    streams = _streams(runs, plans, limit, alike)
     try:
         for number, stream in enumerate(streams, 1):
             most = format_bytes(peak_bytes(stream, plans, alike))
@@ -78,7 +79,7 @@ def in_streams(
             ]
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ConvergenceWarning)  # the status says it
-                at_once = min(_steps_at_once(plans[k]) for k, _ in stream)
+                at_once = _steps_at_once(stream, plans, alike, limit)
                 results = in_lockstep(calls, shared.passing, at_once)
             for (k, _), result in zip(stream, results, strict=True):
                 found[k].append(result)
@@ -99,10 +100,9 @@ def _place(out: Any, rank: int, seed: int) -> Any:
 
 
 def _streams(
-    calls: list[tuple[int, int]], plans: dict[int, Plan], memory: Any, alike: bool
+    calls: list[tuple[int, int]], plans: dict[int, Plan], limit: int | None, alike: bool
 ) -> list[list[tuple[int, int]]]:
-    """The calls in as many streams as the memory asks for."""
-    limit = limit_of(None if memory is None else parse_memory(memory), active_scheduler())
+    """The calls in as many streams as the limit on memory asks for."""
     streams: list[list[tuple[int, int]]] = [[]]
     for call in calls:
         longer = [*streams[-1], call]
@@ -128,7 +128,14 @@ def peak_bytes(calls: list[tuple[int, int]], plans: dict[int, Plan], alike: bool
     return peak + sum(max(part[name] for part in parts) for name in once)
 
 
-def _steps_at_once(plan: Plan) -> int:
-    """How many runs may make steps on a model beside each other, in the room of a pass."""
-    room = sum(plan.parts[name] for name in ("blocks", "half-steps", "sums"))
-    return max(1, min(os.cpu_count() or 1, room // max(1, plan.step_bytes)))
+def _steps_at_once(
+    calls: list[tuple[int, int]], plans: dict[int, Plan], alike: bool, limit: int | None
+) -> int:
+    """How many runs may make steps on a model beside each other: in the room of a pass, and in
+    what the limit leaves beside it."""
+    used = [plans[k] for k, _ in calls]
+    room = min(sum(p.parts[name] for name in ("blocks", "half-steps", "sums")) for p in used)
+    if limit is not None:
+        room += max(0, limit - peak_bytes(calls, plans, alike))
+    step = max(p.step_bytes for p in used)
+    return max(1, min(os.cpu_count() or 1, room // max(1, step)))
