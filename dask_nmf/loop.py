@@ -13,7 +13,7 @@ import dask.array as da
 import numpy as np
 from dask.utils import format_bytes, format_time
 
-from dask_nmf import sweeps, visits
+from dask_nmf import bundles, sweeps, visits
 from dask_nmf.checkpoint import Run
 from dask_nmf.divergences import Beta
 from dask_nmf.errors import PoisonBlock, RunStopped, StorageFailed
@@ -213,13 +213,14 @@ def _surviving(plan: Plan, call: Callable[[], T]) -> T:
 
 
 def _rows_of(keys: list[object], plan: Plan) -> str:
-    """Which parts of V tasks were about: the first number in a key is the row block's.
+    """Which parts of V tasks were about: the first number in a key is the row block's, or two are.
 
     dask blames whatever a worker had when it died: perhaps another part each time.
     """
     heights, side = plan.grid.heights, "columns" if plan.transposed else "rows"
-    parts = (key[1] for key in keys if isinstance(key, tuple) and not key[0].startswith("nmf-sum"))
-    blocks = sorted({i for i in parts if isinstance(i, int) and i < len(heights)})
+    parts = [key for key in keys if isinstance(key, tuple) and not key[0].startswith("nmf-sum")]
+    touched = [range(*k[1:]) if k[0].startswith(bundles.NAME) else k[1:2] for k in parts]
+    blocks = sorted({i for rows in touched for i in rows if i in range(len(heights))})
     if not blocks:
         return "workers died in each of the tries"
     ends = list(accumulate(heights))

@@ -29,6 +29,7 @@ logger = logging.getLogger("dask_nmf")
 
 _EACH = ("drawn", "sums", "graph", "W", "H", "model")  # parts of a plan that each run has alone
 _THREAD_BYTES = 2**22
+_IN_A_PASS = ("blocks", "half-steps", "sums")  # those of which nothing is left between passes
 _OF_RANK = ("sketch",)  # those that runs of a rank share, of a V that they see alike
 _PLANNED = (
     *("loss", "solver", "init", "max_passes", "block_rows", "fixed_H", "sum_to_one", "perturb"),
@@ -70,7 +71,8 @@ def in_streams(
     streams = _streams(runs, plans, limit, alike)
     try:
         for number, stream in enumerate(streams, 1):
-            most = format_bytes(peak_bytes(stream, plans, alike))
+            at_once = steps_at_once(stream, plans, alike, limit)
+            most = format_bytes(peak_bytes(stream, plans, alike, at_once))
             told = number, len(streams), len(stream), most
             logger.info("stream %d of %d: %d runs, up to %s per process", *told)
             calls = [
@@ -79,7 +81,6 @@ def in_streams(
             ]
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ConvergenceWarning)  # the status says it
-                at_once = _steps_at_once(stream, plans, alike, limit)
                 results = in_lockstep(calls, shared.passing, at_once)
             for (k, _), result in zip(stream, results, strict=True):
                 found[k].append(result)
@@ -113,10 +114,13 @@ def _streams(
     return streams
 
 
-def peak_bytes(calls: list[tuple[int, int]], plans: dict[int, Plan], alike: bool) -> int:
+def peak_bytes(
+    calls: list[tuple[int, int]], plans: dict[int, Plan], alike: bool, at_once: int = 1
+) -> int:
     """Predicted peak of one process with these runs in one stream.
 
     alike : whether they see the same V, and so have the same sketch.
+    at_once : how many make steps on a model beside each other, in the room of a pass at first.
     """
     parts = [plans[k].parts for k, _ in calls]
     ranks = {k: plans[k].parts for k, _ in calls}.values() if alike else parts
@@ -125,17 +129,16 @@ def peak_bytes(calls: list[tuple[int, int]], plans: dict[int, Plan], alike: bool
     peak += sum(part["model"] + _THREAD_BYTES for part in parts)
     peak += sum(part[name] for part in ranks for name in _OF_RANK)
     once = [name for name in parts[0] if name not in _EACH + _OF_RANK]
-    return peak + sum(max(part[name] for part in parts) for name in once)
+    step = max(plans[k].step_bytes for k, _ in calls)
+    room = min(sum(part[name] for name in _IN_A_PASS) for part in parts)
+    beside = max(0, at_once * step - max(step, room))
+    return peak + sum(max(part[name] for part in parts) for name in once) + beside
 
 
-def _steps_at_once(
+def steps_at_once(
     calls: list[tuple[int, int]], plans: dict[int, Plan], alike: bool, limit: int | None
 ) -> int:
-    """How many runs may make steps on a model beside each other: in the room of a pass, and in
-    what the limit leaves beside it."""
-    used = [plans[k] for k, _ in calls]
-    room = min(sum(p.parts[name] for name in ("blocks", "half-steps", "sums")) for p in used)
-    if limit is not None:
-        room += max(0, limit - peak_bytes(calls, plans, alike))
-    step = max(p.step_bytes for p in used)
-    return max(1, min(os.cpu_count() or 1, room // max(1, step)))
+    """How many runs may make steps on a model beside each other."""
+    most = max(limit or 0, peak_bytes(calls, plans, alike))
+    numbers = range(2, (os.cpu_count() or 1) + 1)
+    return max((n for n in numbers if peak_bytes(calls, plans, alike, n) <= most), default=1)

@@ -20,6 +20,7 @@ from dask.base import get_scheduler, tokenize
 from dask.callbacks import Callback as TaskCallback
 from dask.delayed import Delayed
 
+from dask_nmf.bundles import bundled
 from dask_nmf.errors import ClusterLost, PoisonBlock
 
 _POLL = 1.0  # seconds between two looks
@@ -114,6 +115,8 @@ def hold_all(asked: Sequence[Asked]) -> list[tuple[tuple[Any, ...], tuple[Any, .
             results = list(dask.compute(*collections))
     else:
         with _releasing() as ours, _losses_named(client):
+            both, size = bundled([*held, *collections], lambda: sum(client.nthreads().values()))
+            held, collections = both[: len(held)], both[len(held) :]
             with _sending():
                 if held:
                     both = dask.persist(*held, *collections)
@@ -121,7 +124,7 @@ def hold_all(asked: Sequence[Asked]) -> list[tuple[tuple[Any, ...], tuple[Any, .
                     ours += [future for x in held for future in _futures(x)]
                 futures = client.compute(collections)
             ours += futures
-            results = _results(client, futures)
+            results = _results(client, futures, size)
     kept, found = iter(held), iter([results[place[tokenize(x)]] for x in wanted])
     return [
         (tuple(islice(kept, len(one.held))), tuple(islice(found, len(one.collections))))
@@ -155,12 +158,13 @@ def _futures(held: Any) -> list[Any]:
 
 
 # ------------------------------------------------------------------------------- on a cluster
-def _results(client: Any, futures: list[Any]) -> list[Any]:
+def _results(client: Any, futures: list[Any], in_turn: int) -> list[Any]:
+    """in_turn : so many blocks are gone through by one task."""
     from distributed import wait
     from distributed.comm import CommClosedError
     from distributed.utils import TimeoutError as TimedOut
 
-    watch, pending = _Watch(client), list(futures)
+    watch, pending = _Watch(client, in_turn), list(futures)
     with _seceded():
         while pending:
             if _closed(client):  # its scheduler has not come back
@@ -257,8 +261,8 @@ def _seceded() -> Iterator[None]:
 class _Watch:
     """Notices when nothing finishes on a cluster."""
 
-    def __init__(self, client: Any) -> None:
-        self._client, self._address = client, _address(client)
+    def __init__(self, client: Any, in_turn: int) -> None:
+        self._client, self._address, self._in_turn = client, _address(client), in_turn
         self._since = self._warned = time.monotonic()
         self._finished = -1
 
@@ -276,7 +280,7 @@ class _Watch:
             self._finished, self._since, self._warned = finished, now, now
             return
         seconds, least = now - self._since, patience()
-        if seconds >= (least if why else _WORKING * least):
+        if seconds >= (least if why else _WORKING * self._in_turn * least):
             raise ClusterLost(
                 f"nothing has finished for {seconds:.0f} s on the cluster at {self._address}: "
                 f"{why or 'its workers are at work all the time'}. Mend it and make the same call "

@@ -245,7 +245,7 @@ def test_a_client_that_gives_up(processes: Processes, monkeypatch: pytest.Monkey
 def test_a_client_that_gives_up_while_it_is_asked(processes: Processes) -> None:
     """Nor does it know then whose client it was."""
     with Client(processes.address, set_as_default=False) as client:
-        watch = _Watch(client)
+        watch = _Watch(client, in_turn=1)
         client.close()
         with (
             dask.config.set({"dask_nmf.patience": 0}),

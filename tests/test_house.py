@@ -16,8 +16,8 @@ PACKAGE = ROOT / "dask_nmf"
 
 # Each file may import from those before it.
 ORDER = (
-    "types errors blas terms simplex options scheduler watch limits geometry blocks retrying "
-    "layout reader devices boxes csr draws sparse divergences solvers newton losses slabs "
+    "types errors blas terms simplex options scheduler limits geometry bundles watch blocks "
+    "retrying layout reader devices boxes csr draws sparse divergences solvers newton losses slabs "
     "entrywise descent model stopping tasks stream firstpass labels annotated matrix io "
     "constraints survey init tables plans advice fitting planner transforming looking result "
     "fingerprint packing commits checkpoint output rechunking sorting sources matrixmarket files "

@@ -135,6 +135,22 @@ def test_streams_within_the_memory(tmp_path: Path) -> None:
         assert streams.peak_bytes(stream, plans, True) <= most - 2**20
 
 
+def test_as_many_steps_on_models_at_once_as_the_memory_allows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    plans = {k: dask_nmf.plan(da.ones((20_000, 40), chunks=(1_000, 40)), k) for k in (4, 8)}
+    calls = [(k, s) for k in plans for s in range(5)]
+    peaks = [streams.peak_bytes(calls, plans, True, n) for n in range(1, 5)]
+    assert peaks[1] < peaks[2] < peaks[3]
+    assert peaks[3] - peaks[2] == plans[8].step_bytes
+    for n, peak in enumerate(peaks[1:], 2):
+        assert streams.steps_at_once(calls, plans, True, peak) == n
+        assert streams.steps_at_once(calls, plans, True, peak - 1) < n
+    assert streams.steps_at_once(calls, plans, True, 2**40) == 4
+    assert streams.steps_at_once(calls, plans, True, None) >= 1
+
+
 def test_what_does_not_fit_makes_another_stream(caplog: pytest.LogCaptureFixture) -> None:
     V = da.from_array(low_rank(300, 3_000, 3), chunks=(50, 3_000))
     options: dict[str, Any] = {"tol": 0, "max_passes": 3, "block_rows": 50}

@@ -18,7 +18,9 @@ import zarr
 from zarr.codecs import BloscCodec, ZstdCodec
 
 from dask_nmf import factorize
+from dask_nmf.options import parse_memory
 from dask_nmf.streams import peak_bytes as stream_bytes
+from dask_nmf.streams import steps_at_once
 from dask_nmf.types import ConvergenceWarning
 from tests.benchmarks.common import arguments, table
 
@@ -110,7 +112,10 @@ def child(
         with dask.config.set(scheduler="threads", num_workers=threads):
             plan, peak = run().plan, peak_bytes()
     runs, alike = [(rank, i) for i in range(options.get("restarts", 1))], "perturb" not in options
-    predicted = stream_bytes(runs, {rank: plan}, alike) if len(runs) > 1 else plan.peak_bytes
+    predicted = plan.peak_bytes
+    if len(runs) > 1:
+        told = runs, {rank: plan}, alike
+        predicted = stream_bytes(*told, steps_at_once(*told, parse_memory(options["memory"])))
     return {"predicted": predicted, "measured": peak, "plan": plan.to_json()}
 
 
