@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dask.utils import format_bytes, format_time
 
 from dask_nmf.blocks import MAX_BLOCKS
+from dask_nmf.bundles import MOST_TASKS
 from dask_nmf.geometry import Geometry
 from dask_nmf.matrix import Matrix
 from dask_nmf.plans import Plan
@@ -41,7 +42,7 @@ def advise(plan: Plan, geometry: Geometry, matrix: Matrix, cores: int) -> Iterat
         else:
             yield from _other_chunks(plan, geometry, matrix)
         yield from _other_codec(plan)
-    if plan.blocks > MAX_BLOCKS:
+    if plan.blocks > MAX_BLOCKS and plan.tasks > MOST_TASKS:
         yield (
             f"{plan.tasks:,} tasks a pass keep dask's scheduler busy for "
             f"{format_time(plan.tasks * 7e-4)}: take larger blocks, or rechunk V (dask-nmf rechunk)"

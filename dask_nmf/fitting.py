@@ -8,6 +8,7 @@ from dask.utils import format_bytes
 
 from dask_nmf.advice import advise
 from dask_nmf.blocks import Grid, choose_grid
+from dask_nmf.bundles import size_of
 from dask_nmf.constraints import Constraints
 from dask_nmf.geometry import Geometry, sample_size
 from dask_nmf.init import Start
@@ -149,7 +150,7 @@ def make_plan(
         block=(columns, rows) if grid.transposed else (rows, columns),
         transposed=grid.transposed,
         blocks=grid.blocks,
-        tasks=grid.tasks + (grid.blocks if _collects(side) else 0),
+        tasks=_tasks(side, grid, scheduler),
         reads_per_sweep=grid.reads_per_sweep,
         passes_before=1 + start.passes + (grid.transposed and not (ahead or entrywise)),
         max_passes=options.max_passes,
@@ -166,6 +167,16 @@ def make_plan(
         disk_bytes=3 * tall + wide if out else 0,
     )
     return replace(plan, advice=tuple(advise(plan, found, matrix, os.cpu_count() or 1)))
+
+
+def _tasks(side: Geometry, grid: Grid, scheduler: Scheduler) -> int:
+    """Of a sweep, about."""
+    here = 0 if side.W_on_disk else grid.blocks  # those of W, held by the workers
+    tasks = grid.tasks + (grid.blocks if _collects(side) else 0)
+    if not scheduler.remote:
+        return tasks
+    size = size_of(len(grid.heights), tasks, side.processes * side.threads)
+    return tasks if size == 1 else grid.tasks_in_bundles(size) + here
 
 
 def _collects(side: Geometry) -> bool:

@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 
 import dask_nmf
 from dask_nmf import bundles, loop
+from dask_nmf.blocks import Grid
+from dask_nmf.scheduler import Scheduler
 from dask_nmf.stream import from_boxes, from_rows, gram, matmul, update_W
 from dask_nmf.types import Array
 from tests.conftest import counted, low_rank, push
@@ -68,7 +70,8 @@ def test_blocks_go_by_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> No
     tasks = dict(made[0].__dask_graph__())
     names = [key[0] for key in tasks if isinstance(key, tuple)]
     assert sum(name.startswith(bundles.NAME) for name in names) == -(-BLOCKS // size)
-    assert len(tasks) < BLOCKS / 2
+    known = Grid((HEIGHT,) * BLOCKS, (20,)).tasks_in_bundles(size)
+    assert len(tasks) == pytest.approx(known, abs=4)  # H, and what is small
     found = dask.compute(*made, scheduler="synchronous")
     assert (rows.reads, rows.most, rows.alive) == (BLOCKS, 1, 0)
     for one, other in zip(found, dask.compute(*asked, scheduler="synchronous"), strict=True):
@@ -134,6 +137,17 @@ def test_the_same_bits_from_one_read(
     assert found.history[-1].error == alone.history[-1].error
     assert np.array_equal(found.H, alone.H)
     assert np.array_equal(np.asarray(found.W), np.asarray(alone.W))
+
+
+def test_the_plan_counts_bundles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    X = str(tmp_path / "V.zarr")
+    zarr.create_array(X, data=V, chunks=(HEIGHT, 20))
+    told: dict[str, Any] = {"out": "out.zarr", "block_rows": HEIGHT, "solver": "mu"}
+    workers = Scheduler("tcp://127.0.0.1:1", 2, 1, remote=True)
+    monkeypatch.setattr("dask_nmf.planner.active_scheduler", lambda: workers)
+    many = dask_nmf.plan(X, 3, **told).tasks
+    monkeypatch.setattr(bundles, "MOST_TASKS", 100)
+    assert many > 4 * BLOCKS > 5 * dask_nmf.plan(X, 3, **told).tasks
 
 
 def test_rows_of_a_bundle_are_named() -> None:
