@@ -46,12 +46,9 @@ class Grid:
         return 4 * self.blocks + 2 * _nodes(len(self.heights)) * len(self.widths)
 
     def tasks_in_bundles(self, size: int) -> int:
-        """The same with `size` rows of blocks in one task, from which sums over them come."""
-        rows, summed = len(self.heights), FAN_IN
-        while size % (FAN_IN * summed) == 0:
-            summed *= FAN_IN
-        sums = ceil(rows / summed)
-        return ceil(rows / size) + 2 * (sums + _nodes(sums)) * len(self.widths)
+        """The same with `size` rows of blocks in one task: that, and two sums from it."""
+        sums = ceil(len(self.heights) / size)
+        return sums + 2 * (sums + _nodes(sums)) * len(self.widths)
 
 
 def choose_grid(

@@ -7,6 +7,7 @@ their order in the sums stay what they are, and so do the bits.
 """
 
 from collections.abc import Callable, Hashable, Sequence
+from math import ceil
 from operator import itemgetter
 from typing import Any
 
@@ -27,7 +28,7 @@ from dask_nmf.geometry import FAN_IN
 Graph = dict[Hashable, GraphNode]
 
 MOST_TASKS = 10_000  # that a scheduler is given for a pass, if that leaves enough for each thread
-_EACH = 4  # bundles of a thread, at least: some take longer than others
+_EACH = 8  # bundles of a thread, at least
 NAME = "nmf-bundle"
 
 
@@ -53,11 +54,15 @@ def bundled(collections: Sequence[Any], threads: Callable[[], int]) -> tuple[lis
 
 
 def size_of(blocks: int, tasks: int, threads: int) -> int:
-    """Row blocks per bundle: as few eights as make `tasks` few enough, and keep threads busy."""
-    most = blocks // (_EACH * threads) // FAN_IN * FAN_IN
-    wanted = -(-tasks // MOST_TASKS)
-    wanted = -(-wanted // FAN_IN) * FAN_IN
-    return max(1, min(most, wanted)) if tasks > MOST_TASKS else 1
+    """Row blocks per bundle, a power of the sums' width: as few as make the tasks few enough.
+
+    Threads are to have several bundles each: some of them have one more than others.
+    """
+    size = 1
+    while tasks > MOST_TASKS and blocks >= _EACH * threads * size * FAN_IN:
+        size *= FAN_IN
+        tasks = 3 * ceil(blocks / size)  # a bundle, and two sums that leave it
+    return size
 
 
 def _rows(graph: Graph) -> dict[Hashable, int]:

@@ -21,7 +21,7 @@ from dask_nmf.stream import from_boxes, from_rows, gram, matmul, update_W
 from dask_nmf.types import Array
 from tests.conftest import counted, low_rank, push
 
-BLOCKS, HEIGHT = 70, 6
+BLOCKS, HEIGHT = 40, 6
 V = low_rank(BLOCKS * HEIGHT, 20, 4)
 FEW: dict[str, Any] = {"block_rows": HEIGHT, "tol": 0, "max_passes": 3}
 
@@ -29,14 +29,21 @@ FEW: dict[str, Any] = {"block_rows": HEIGHT, "tol": 0, "max_passes": 3}
 @given(st.integers(1, 10**6), st.integers(1, 10**7), st.integers(1, 4000))
 def test_as_few_blocks_as_make_the_tasks_few_enough(blocks: int, tasks: int, threads: int) -> None:
     size = bundles.size_of(blocks, tasks, threads)
-    assert size == 1 or size % 8 == 0
+    assert size in (1, 8, 64, 512, 4096, 32768)
     if tasks <= bundles.MOST_TASKS:
         assert size == 1
-    elif size > 1:
-        assert blocks >= 4 * threads * size
-        assert tasks > (size - 8) * bundles.MOST_TASKS
-    if tasks > size * bundles.MOST_TASKS:  # more in one would leave threads without work
-        assert blocks < 4 * threads * (size + 8)
+    if size > 1:
+        assert blocks >= 8 * threads * size
+    if size > 8:
+        assert 3 * blocks / (size // 8) > bundles.MOST_TASKS - 3
+    if 3 * blocks / size > bundles.MOST_TASKS and tasks > bundles.MOST_TASKS:
+        assert blocks < 8 * threads * 8 * size  # larger ones would leave threads without work
+
+
+def _few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some tasks are many, and two bundles enough for a thread."""
+    monkeypatch.setattr(bundles, "MOST_TASKS", 50)
+    monkeypatch.setattr(bundles, "_EACH", 2)
 
 
 class _Rows:
@@ -60,13 +67,13 @@ class _Rows:
 
 
 def test_blocks_go_by_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bundles, "MOST_TASKS", 20)
+    _few(monkeypatch)
     rows, H, W = _Rows(), low_rank(3, 20, 2), low_rank(len(V), 3, 2)
     X = from_rows(rows, (HEIGHT,) * BLOCKS)
     new_W = update_W(X, da.from_array(W, chunks=(HEIGHT, 3)), H)
     asked = matmul(new_W.T, X), gram(new_W)
     made, size = bundles.bundled(asked, lambda: 1)
-    assert size == 16
+    assert size == 8
     tasks = dict(made[0].__dask_graph__())
     names = [key[0] for key in tasks if isinstance(key, tuple)]
     assert sum(name.startswith(bundles.NAME) for name in names) == -(-BLOCKS // size)
@@ -79,7 +86,7 @@ def test_blocks_go_by_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_so_do_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bundles, "MOST_TASKS", 20)
+    _few(monkeypatch)
     tiles, H, W = _Rows(), low_rank(3, 20, 2), low_rank(len(V), 3, 2)
     X = from_boxes(tiles, ((HEIGHT,) * BLOCKS, (4,) * 5))
     made, _ = bundles.bundled([gram(update_W(X, W, H))], lambda: 1)
@@ -121,7 +128,7 @@ def test_the_same_bits_from_one_read(
     alone = run("alone.zarr")
     before = store.reads()
     store.reset()
-    monkeypatch.setattr(bundles, "MOST_TASKS", 50)
+    _few(monkeypatch)
     sizes, original = [], bundles.bundled
 
     def noted(*args: Any) -> Any:
@@ -132,7 +139,7 @@ def test_the_same_bits_from_one_read(
     monkeypatch.setattr("dask_nmf.watch.bundled", noted)
     with Client(cluster, set_as_default=True):
         found = run("bundled.zarr")
-    assert max(sizes) >= 8
+    assert max(sizes) == 8
     assert store.reads() == before
     assert found.history[-1].error == alone.history[-1].error
     assert np.array_equal(found.H, alone.H)
@@ -146,7 +153,7 @@ def test_the_plan_counts_bundles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     workers = Scheduler("tcp://127.0.0.1:1", 2, 1, remote=True)
     monkeypatch.setattr("dask_nmf.planner.active_scheduler", lambda: workers)
     many = dask_nmf.plan(X, 3, **told).tasks
-    monkeypatch.setattr(bundles, "MOST_TASKS", 100)
+    _few(monkeypatch)
     assert many > 4 * BLOCKS > 5 * dask_nmf.plan(X, 3, **told).tasks
 
 
