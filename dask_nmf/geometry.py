@@ -137,6 +137,8 @@ class Geometry:
         """Projected bytes of one process with blocks of that size, by what they are for."""
         k, itemsize = self.rank, self.itemsize
         block, reading = self.block_bytes(rows, columns), self._reading(rows, columns)
+        blocks = ceil(self.m / rows) * ceil(self.n / columns)
+        threads = min(self.threads, blocks)  # that have something to do
         drawn = self.perturbed * block + self.hiding * rows * columns * itemsize
         block += rows * columns * self.weight_bytes
         waiting = 0 if self.local else WAITING_BLOCKS
@@ -146,7 +148,6 @@ class Geometry:
         per_process = ceil(self.m / self.processes)
         W = 0 if self.W_on_disk else ceil(W_COPIES * per_process * k * itemsize)
         start = per_process * self.start_width * 8
-        blocks = ceil(self.m / rows) * ceil(self.n / columns)
         # The first pass multiplies with the sketch's directions: more than k columns.
         width = sketch_width(self.n, k) if self.model else k
         if self.entrywise:
@@ -157,9 +158,9 @@ class Geometry:
         product = 8 if self.entrywise else itemsize + 8 + copies
         parts = {
             "process": (BASE_BYTES if self.local else WORKER_BYTES) + self.resident,
-            "blocks": (self.threads + waiting) * block + self.threads * reading,
-            "drawn": (self.threads + waiting) * drawn,
-            "half-steps": self.threads * (factors + width * columns * product),
+            "blocks": (threads + waiting) * block + threads * reading,
+            "drawn": (threads + waiting) * drawn,
+            "half-steps": threads * (factors + width * columns * product),
             "sums": sums,
             "graph": blocks * GRAPH_BYTES if self.local else 0,
             "W": max(W, start),
@@ -168,14 +169,14 @@ class Geometry:
             "model": 0,
         }
         if self.entrywise:
-            parts["half-steps"] += self.threads * self._slabs(columns)
+            parts["half-steps"] += threads * self._slabs(columns)
             start = 3 * sample_height(self.m, columns, k, self.entries is not None) * columns * 8
             if self.entries is not None:
                 start = start * self.nnz // (self.m * self.n)
             parts["H"] += max(3 * width * columns * 8, start) if self.local else 0
         if self.model:
             held, seen, picked = self._model(width, block)
-            parts["half-steps"] += self.threads * picked
+            parts["half-steps"] += threads * picked
             # Steps on the model are taken when no block is there.
             passing = parts["blocks"] + parts["half-steps"] + parts["sums"]
             if self.local:
