@@ -12,13 +12,7 @@ from operator import itemgetter
 from typing import Any
 
 import dask.array as da
-from dask._task_spec import (
-    DataNode,
-    GraphNode,
-    Task,
-    TaskRef,
-    convert_legacy_graph,
-)
+from dask._task_spec import DataNode, GraphNode, Task, TaskRef, convert_legacy_graph
 from dask.base import tokenize
 from dask.core import flatten, toposort
 from dask.highlevelgraph import HighLevelGraph
@@ -109,9 +103,8 @@ def _bundle(name: Hashable, tasks: list[GraphNode], outputs: list[Hashable]) -> 
     needed = sorted({key for task in tasks for key in task.dependencies} - made, key=str)
     last_use = {key: i for i, task in enumerate(tasks) for key in task.dependencies}
     steps: list[tuple[GraphNode, list[Hashable]]] = [(task, []) for task in tasks]
-    for key, i in last_use.items():
-        if key not in outputs:
-            steps[i][1].append(key)
+    for key in last_use.keys() - set(outputs):
+        steps[last_use[key]][1].append(key)
     told = DataNode(None, (steps, outputs, needed))
     found: Graph = {name: Task(name, run, told, *map(TaskRef, needed))}
     for i, output in enumerate(outputs):

@@ -133,7 +133,10 @@ class LowRank:
         free_H[: of_H.fixed] = False
         w, h = float(W.max()) or 1.0, float(H.max()) or 1.0
         rest = -in_W / (w * h * h) * free_W, -in_H / (w * w * h) * free_H
-        dW, dH = _moves(W / w, H / h, self.share, WtW / w**2, HHt / h**2, rest, (free_W, free_H))
+        with np.errstate(over="ignore", invalid="ignore"):  # then there is no such way: no move
+            dW, dH = _moves(
+                W / w, H / h, self.share, WtW / w**2, HHt / h**2, rest, (free_W, free_H)
+            )
         return np.maximum(0.0, W + w * dW), np.maximum(0.0, H + h * dH)
 
 

@@ -46,6 +46,15 @@ def test_steps_do_not_depend_on_the_unit_of_V(power: int) -> None:
         np.testing.assert_allclose(one / scale, other, rtol=1e-9)
 
 
+def test_components_of_very_different_sizes() -> None:
+    V, W, H = _factors(60, 20, 4)
+    sizes = np.array([1.0, 1e25, 1e-25, 1e12])
+    W_ahead, H_ahead = _thin(V).descend(W * sizes, H / sizes[:, None], 20, 0.0)
+    assert np.isfinite(W_ahead).all()
+    assert np.isfinite(H_ahead).all()
+    assert oracle.error(V, W_ahead, H_ahead) < oracle.error(V, W, H)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_steps_go_on_from_where_those_on_other_rows_have_led(seed: int) -> None:
     """W of the new rows is such that the first step is a gain already."""
