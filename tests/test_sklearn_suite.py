@@ -11,11 +11,12 @@ import pytest
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from dask_nmf import NMF
+from tests.conftest import push
 
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("mode", ["numpy", "dask", "zarr"])
+@pytest.mark.parametrize("mode", push(2, ["numpy", "zarr", "dask"]))
 def test_suite_of_nmf(mode: str, tmp_path: Path) -> None:
     """27 of its functions; what is left out, and why, is in swap_nmf.DESELECTED."""
     plain = ["-c", os.devnull, f"--rootdir={tmp_path}", "-p", "no:cacheprovider", "--tb=short"]

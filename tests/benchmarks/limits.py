@@ -100,7 +100,7 @@ def _cost(dask_scheduler: Any = None) -> tuple[float, float]:
     return time.process_time(), int(held) / 1e3
 
 
-def by_tasks(counts: list[int]) -> None:
+def by_tasks(counts: list[int], on_disk: bool) -> None:
     rows = []
     for blocks in counts:
         V = simulated(blocks, 8, 16, 0.0)
@@ -113,9 +113,10 @@ def by_tasks(counts: list[int]) -> None:
                 now = client.run_on_scheduler(_cost), _cost()
                 costs.append((time.perf_counter(), *now, of_workers))
 
-            told = factorize(
-                V, 2, solver=MU(), block_rows=8, tol=0, max_passes=3, callback=note
-            ).plan
+            options: dict[str, Any] = {"solver": MU(), "block_rows": 8, "tol": 0, "max_passes": 3}
+            if on_disk:
+                options["out"] = tempfile.mkdtemp() + "/out.zarr"
+            told = factorize(V, 2, callback=note, **options).plan
         assert told is not None
         (began, scheduler, driver, workers), (ended, scheduler_, driver_, workers_) = costs[-2:]
         per = 1e6 / told.tasks
@@ -179,6 +180,7 @@ def main() -> None:
     parser.add_argument("--workers", action="store_true")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tasks", type=int, nargs="*", help="numbers of blocks")
+    parser.add_argument("--on-disk", action="store_true", help="W, for --tasks")
     parser.add_argument("--moved", action="store_true")
     options = parser.parse_args()
     warnings.simplefilter("ignore", ConvergenceWarning)
@@ -187,7 +189,7 @@ def main() -> None:
         if options.workers:
             by_workers(options.rounds)
         if options.tasks:
-            by_tasks(options.tasks)
+            by_tasks(options.tasks, options.on_disk)
         if options.moved:
             between_workers()
 
