@@ -185,7 +185,8 @@ def test_the_arithmetic_is_numpys_whatever_else_is_loaded() -> None:
 @pytest.mark.usefixtures("two_threads")
 def test_the_blocks_of_the_first_call_stay(tmp_path: Path) -> None:
     """Another memory would choose other blocks, and other bits."""
-    X = zarr.create_array(tmp_path / "X.zarr", data=low_rank(30_000, 100, 2), chunks=(500, 100))
+    V = low_rank(200_000, 100, 2).astype("f4")  # two blocks: one for each thread
+    X = zarr.create_array(tmp_path / "X.zarr", data=V, chunks=(4_000, 100))
     fixed: dict[str, Any] = {"max_passes": 4, "solver": "hals"}
     options: dict[str, Any] = {**fixed, "tol": 0}
     expected = dask_nmf.factorize(X, 2, **options)
