@@ -40,8 +40,8 @@ def bundled(collections: Sequence[Any], threads: Callable[[], int]) -> tuple[lis
     size = size_of(1 + max(rows.values(), default=0), len(graph), threads())
     if size == 1:
         return list(collections), 1
-    graph = _in_bundles(graph, rows, wanted, size)
     name = f"{NAME}-{tokenize(sorted(map(str, wanted)))}"
+    graph = _in_bundles(graph, rows, wanted, size, name)
     layers = HighLevelGraph({name: graph}, {name: set()})
     rebuilt = (x.__dask_postpersist__() for x in collections)
     return [rebuild(layers, *args) for rebuild, args in rebuilt], size
@@ -69,7 +69,9 @@ def _rows(graph: Graph) -> dict[Hashable, int]:
     return {key: row for found in several for key, row in found.items()}
 
 
-def _in_bundles(graph: Graph, rows: dict[Hashable, int], wanted: set[Hashable], size: int) -> Graph:
+def _in_bundles(
+    graph: Graph, rows: dict[Hashable, int], wanted: set[Hashable], size: int, name: str
+) -> Graph:
     """The graph with what is made of the rows of one bundle alone inside of that."""
     # What the workers hold already is in no graph.
     dependencies = {key: task.dependencies & graph.keys() for key, task in graph.items()}
@@ -88,12 +90,11 @@ def _in_bundles(graph: Graph, rows: dict[Hashable, int], wanted: set[Hashable], 
         else:
             outside[key] = graph[key]
     leaving = wanted.union(*(dependencies[key] for key in outside))
-    token = tokenize(sorted(map(str, wanted)))
     for number, keys in inside.items():
         # Row by row, not as dask would order them: all reads first.
         tasks = [graph[key] for key in sorted(keys, key=lambda key: spans[key][1])]
-        name = f"{NAME}-{token}", number * size, (number + 1) * size
-        outside |= _bundle(name, tasks, [key for key in keys if key in leaving])
+        span = number * size, (number + 1) * size
+        outside |= _bundle((name, *span), tasks, [key for key in keys if key in leaving])
     return outside
 
 

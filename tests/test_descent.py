@@ -13,7 +13,7 @@ from dask_nmf.types import Array, Products
 from tests.conftest import low_rank
 
 
-def _factors(m: int, n: int, k: int) -> tuple[Array, Array, Array]:
+def factors(m: int, n: int, k: int) -> tuple[Array, Array, Array]:
     V, H = low_rank(m, n, k + 2, noise=0.3), low_rank(k, n, 2)
     W = HALS(50).improve(np.zeros((m, k)), V @ H.T, H @ H.T)
     return V, W, H
@@ -39,7 +39,7 @@ def test_a_newton_step_solves_the_linearized_problem(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("power", [40, -40, 100, -100])
 def test_steps_do_not_depend_on_the_unit_of_V(power: int) -> None:
-    V, W, H = _factors(60, 20, 4)
+    V, W, H = factors(60, 20, 4)
     scale = 2.0**power  # of each factor
     found = _thin(V * scale**2).descend(W * scale, H * scale, 20, 0.0)
     for one, other in zip(found, _thin(V).descend(W, H, 20, 0.0), strict=True):
@@ -47,7 +47,7 @@ def test_steps_do_not_depend_on_the_unit_of_V(power: int) -> None:
 
 
 def test_components_of_very_different_sizes() -> None:
-    V, W, H = _factors(60, 20, 4)
+    V, W, H = factors(60, 20, 4)
     sizes = np.array([1.0, 1e25, 1e-25, 1e12])
     W_ahead, H_ahead = _thin(V).descend(W * sizes, H / sizes[:, None], 20, 0.0)
     assert np.isfinite(W_ahead).all()
@@ -67,7 +67,7 @@ def test_steps_go_on_from_where_those_on_other_rows_have_led(seed: int) -> None:
 
 @pytest.mark.parametrize("share", [1.0, 0.25])
 def test_zeros_that_want_to_stay_do_so(share: float) -> None:
-    V, W, H = _factors(60, 20, 4)
+    V, W, H = factors(60, 20, 4)
     W[::3, 1] = H[2, ::2] = 0
     made = Products(WtV=W.T @ V / share, WtW=W.T @ W / share)
     slope_W, slope_H = (W @ H - V) @ H.T, W.T @ (W @ H - V)
@@ -91,7 +91,7 @@ def test_steps_find_exact_factors_where_alternating_ones_are_slow() -> None:
 
 
 def test_steps_never_rise() -> None:
-    V, W, H = _factors(120, 30, 5)
+    V, W, H = factors(120, 30, 5)
     errors = []
     for _ in range(12):
         W, H = _thin(V).descend(W, H, 3, 0.0)

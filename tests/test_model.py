@@ -16,6 +16,7 @@ from dask_nmf import HALS, LookAhead, firstpass, geometry, model, oracle, sweeps
 from dask_nmf.losses import Frobenius
 from dask_nmf.types import Products, Seen, Sketch, Sums
 from tests.conftest import Array, counted, data, low_rank
+from tests.test_descent import factors
 from tests.test_laws import Case, cases
 
 QUIET: dict[str, Any] = {"tol": 0, "max_passes": 6}
@@ -42,16 +43,10 @@ def _collected(V: Array, W: Array, H: Array, rows: Array | None) -> tuple[Sketch
     return sketch, seen, Sums(V.sum(), (V**2).sum(), V.max())
 
 
-def _factors(m: int, n: int, k: int) -> tuple[Array, Array, Array]:
-    V, H = low_rank(m, n, k + 2, noise=0.3), low_rank(k, n, 2)
-    W = HALS(50).improve(np.zeros((m, k)), V @ H.T, H @ H.T)
-    return V, W, H
-
-
 # ------------------------------------------------------------------------------------ the model
 @pytest.mark.parametrize(("m", "n", "k"), [(200, 30, 4), (60, 7, 3), (50, 3, 5), (9, 40, 6)])
 def test_gradients_of_the_model_are_those_of_V(m: int, n: int, k: int) -> None:
-    V, W, H = _factors(m, n, k)
+    V, W, H = factors(m, n, k)
     found, _ = model.model_at(*_collected(V, W, H, None))
     M = found.left @ found.right
     size = np.abs(V @ H.T).max()
@@ -61,7 +56,7 @@ def test_gradients_of_the_model_are_those_of_V(m: int, n: int, k: int) -> None:
 
 def test_the_model_is_second_order() -> None:
     """Its error differs from V's, but for a constant, by the square of a move in W and in H."""
-    V, W, H = _factors(200, 30, 4)
+    V, W, H = factors(200, 30, 4)
     found, _ = model.model_at(*_collected(V, W, H, None))
     M, random = found.left @ found.right, np.random.default_rng(0)
     dW, dH = random.standard_normal(W.shape), random.standard_normal(H.shape)
@@ -75,7 +70,7 @@ def test_the_model_is_second_order() -> None:
 
 
 def test_a_sample_has_the_gradient_and_the_error_of_all_rows() -> None:
-    V, W, H = _factors(200, 30, 4)
+    V, W, H = factors(200, 30, 4)
     rows = np.arange(0, 200, 3)
     found, W_s = model.model_at(*_collected(V, W, H, rows))
     made = found.products(W_s)
@@ -85,7 +80,7 @@ def test_a_sample_has_the_gradient_and_the_error_of_all_rows() -> None:
 
 def test_a_sample_of_exact_data_is_its_own_model() -> None:
     """Sums over all rows must not be mixed with those of the sample."""
-    V, W, H = _factors(200, 30, 4)
+    V, W, H = factors(200, 30, 4)
     V = low_rank(200, 30, 9, noise=0.0)
     rows = np.arange(0, 200, 3)
     found, _ = model.model_at(*_collected(V, W, H, rows))
@@ -105,7 +100,7 @@ def test_a_sample_leads_on_from_the_start(monkeypatch: pytest.MonkeyPatch, seed:
 
 
 def test_steps_on_the_model_gain() -> None:
-    V, W, H = _factors(200, 30, 4)
+    V, W, H = factors(200, 30, 4)
     sketch, seen, sums = _collected(V, W, H, None)
     W_ahead, H_ahead = model.look_ahead(sketch, seen, H, sums, steps=50)
     assert min(W_ahead.min(), H_ahead.min()) >= 0
@@ -113,7 +108,7 @@ def test_steps_on_the_model_gain() -> None:
 
 
 def test_a_dead_component_and_twins_do_no_harm() -> None:
-    V, W, H = _factors(200, 30, 4)
+    V, W, H = factors(200, 30, 4)
     H[2], W[:, 2] = 0, 0  # dead
     H[1], W[:, 1] = H[0], W[:, 0]  # W'W has rank 2
     sketch, seen, sums = _collected(V, W, H, None)
@@ -137,7 +132,7 @@ def test_a_sample_depends_on_the_shape_only() -> None:
 
 # ------------------------------------------------------------------------------- the half-step
 def test_settled_half_step_is_one_of_fewer_sweeps() -> None:
-    V, W, H = _factors(80, 20, 5)
+    V, W, H = factors(80, 20, 5)
     terms = np.ones_like(W), V @ H.T, H @ H.T
     found = HALS(inner=50, settle=1e-2).improve(*terms)
     same = [j for j in range(1, 51) if np.array_equal(found, HALS(inner=j).improve(*terms))]
@@ -146,7 +141,7 @@ def test_settled_half_step_is_one_of_fewer_sweeps() -> None:
 
 
 def test_half_step_of_look_ahead_is_no_worse_and_nearly_exact() -> None:
-    V, W, H = _factors(80, 20, 5)
+    V, W, H = factors(80, 20, 5)
     best = HALS(2000).improve(W, V @ H.T, H @ H.T)
     for start in (np.zeros_like(W), W, 100 * W):
         found = LookAhead().improve(start, V @ H.T, H @ H.T)
@@ -294,7 +289,7 @@ def test_plans_of_other_solvers_have_no_model() -> None:
 
 # ------------------------------------------------------------------------------------------- KKT
 def test_kkt_is_the_projected_gradient_and_free_of_scale() -> None:
-    V, W, H = _factors(80, 20, 5)
+    V, W, H = factors(80, 20, 5)
     H[:, 3] = 0
     gradient = W.T @ (W @ H - V)
     gradient[(H == 0) & (gradient > 0)] = 0
